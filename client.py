@@ -1,0 +1,1359 @@
+#!/usr/bin/env python3
+"""jobrunner client -- runs jobs for a server:  python client.py --server host --max-jobs 2
+
+    pollers  -> POST /request, held open by the server: jobs, signals; also the heartbeat
+    Agent    -> the runs here: starts them, watches their limits, ends them
+    keeper   -> a small process of its own: the parent of the jobs, writes down how they end
+    reporter -> POST /finish, /timeout, /dead, /usage until each is acknowledged
+
+A run:  leased -> its folder in the spool -> started by the keeper -> [ending: asked to end, later killed] -> over
+        -> reported -> acknowledged: the folder goes, its output stays
+
+The keeper outlives the client: a crash or an upgrade of the client leaves the jobs running and their exit statuses
+written down, for the next client to find.  It costs one process a client instead of one a job, and works alike on
+Windows, which has no wait for other people's children.
+
+The spool (--spool):
+    lock                      locked by the client that uses it
+    client                    the id this client goes by, whatever its name
+    jobs/ID.RUN/job.json      the job as it was leased; here from before its process starts
+    jobs/ID.RUN/pid           written by the keeper: process, when it started, and which keeper has it
+    jobs/ID.RUN/ending        why we are ending it, if we are
+    jobs/ID.RUN/exit          written by the keeper: how it ended
+    output/NAME.oNUMBER       what it prints (.e for errors), where the job names no file itself
+    keepers/N.lock            locked by keeper N as long as it lives
+
+Monitoring goes through ps / kill and tasklist / taskkill, one snapshot a round for all jobs.  Parsers and verdicts are
+pure functions.  Clocks: monotonic for limits and waiting, wall time only where it is shown.
+
+Sections: what ps and tasklist print, process tools, verdicts, the keeper, the spool, a run, the wire, the agent, main.
+"""
+
+import argparse
+import collections
+import csv
+import json
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+
+import jobrunner
+from jobrunner import (
+    EXIT_CPUTIME,
+    EXIT_DEAD,
+    EXIT_LOST,
+    EXIT_MEMORY,
+    EXIT_NO_OUTPUT,
+    EXIT_NOT_STARTED,
+    EXIT_REFUSED,
+    EXIT_SIGNALLED,
+    EXIT_WALLTIME,
+    VERSION,
+    WINDOWS,
+    BadRequest,
+    FileLock,
+    Job,
+    JobrunnerError,
+    ServerApi,
+    ServerAway,
+    ServerRefused,
+    format_time,
+    now,
+    os_words,
+)
+
+POLL_WAIT = 30  # s a request is held open by the server when there is nothing to say
+HEARTBEAT_DELAY = 0.5  # s before a client without a free slot polls again: short jobs end sooner
+ORIGINAL_POLL = 5  # s between requests to the original's server, which holds none open
+OUTPUT_TAIL = 64 * 1024  # bytes of each output that go to the server
+LIMIT_SAMPLE = 10  # s between samples when a job here has a limit on memory or cputime
+KILL_AGAIN = 5  # s after which a kill that did not help is tried again
+ADOPTED_POLL = 0.25  # s between looks at the folder of a job that another client's keeper has
+REPORTS_AT_ONCE = 200
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What ps and tasklist print
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Process(NamedTuple):
+    """One line of a snapshot.  ppid and pgid are 0 where the system does not tell (Windows).
+
+    cpu s, memory bytes, start seconds since 1970 (None = not told)
+    """
+
+    pid: int
+    ppid: int
+    pgid: int
+    cpu: float
+    memory: int
+    start: Optional[float] = None
+
+
+PS_COLUMNS = ("pid", "ppid", "pgid", "time", "rss", "stat", "lstart")
+_PS_LINE = re.compile(
+    r"\s*(\d+)\s+(\d+)\s+(\d+)\s+(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)(?:\.\d+)?\s+(\d+)\s+([A-Z]\S*)\s+(\S.*?)\s*\Z", re.ASCII
+)
+
+
+def parse_ps(text: str) -> Dict[int, Process]:
+    """The processes in the output of `ps -A -o` with PS_COLUMNS, zombies left out: they use nothing and are over."""
+    found = {}
+    for line in text.splitlines():
+        words = _PS_LINE.match(line)
+        if words and not words.group(9).startswith("Z"):
+            pid, ppid, pgid, days, hours, minutes, seconds, rss = (int(word or 0) for word in words.groups()[:8])
+            cpu = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+            found[pid] = Process(pid, ppid, pgid, cpu, rss * 1024, _parse_lstart(words.group(10)))
+    return found
+
+
+def _parse_lstart(text: str) -> Optional[float]:
+    """`Mon Nov 23 18:44:01 2026`, local time, as ps prints it under LC_ALL=C."""
+    try:
+        return time.mktime(time.strptime(text, "%a %b %d %H:%M:%S %Y"))
+    except (ValueError, OverflowError):
+        return None
+
+
+def parse_tasklist(text: str) -> Dict[int, Process]:
+    """The processes in the output of `tasklist /v /fo csv /nh`, in whatever language.
+
+    Told by its shape alone, since every word of it is translated: a process is a CSV row of eight fields or more whose
+    second is a number; of the memory the digits count (KiB, whatever separates the thousands), of the CPU time the
+    groups of digits.  `INFO: No tasks are running ...` has one field.
+    """
+    found = {}
+    for row in csv.reader(text.replace("\0", "").splitlines()):
+        if len(row) >= 8 and row[1].isdigit():
+            kib = re.sub(r"\D", "", row[4], flags=re.ASCII)
+            clock = [int(group) for group in re.findall(r"\d+", row[7], re.ASCII)]
+            cpu = clock[0] * 3600 + clock[1] * 60 + clock[2] if len(clock) == 3 else 0
+            found[int(row[1])] = Process(int(row[1]), 0, 0, cpu, int(kib or 0) * 1024)
+    return found
+
+
+def tree(processes: Dict[int, Process], root: int) -> List[Process]:
+    """The process `root`, its group, and all their descendants, also those that have left the group."""
+    children = collections.defaultdict(list)
+    for process in processes.values():
+        children[process.ppid].append(process)
+    members = {p.pid: p for p in processes.values() if p.pid == root or (p.pgid == root and p.pgid)}
+    pending = list(members.values())
+    while pending:
+        for child in children.get(pending.pop().pid, ()):
+            if child.pid not in members:
+                members[child.pid] = child
+                pending.append(child)
+    return list(members.values())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Process tools: the same methods for Linux and Windows
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def run_tool(argv: List[str], log: Any) -> Optional[bytes]:
+    """What a process tool prints, or None if it failed: the only place that starts one."""
+    flags = {"creationflags": 0x08000000} if WINDOWS else {}  # CREATE_NO_WINDOW
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            env={**os.environ, "LC_ALL": "C"},
+            **flags,  # type: ignore[arg-type]
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.warning("tool.failed tool=%s error=%r", argv[0], str(error))
+        return None
+    if done.returncode:
+        log.debug("tool.exit tool=%s exit=%d stderr=%r", " ".join(argv), done.returncode, done.stderr[:200])
+        return None
+    return done.stdout
+
+
+class LinuxTools:
+    """ps and kill.  A job is the leader of a process group and session of its own."""
+
+    name = "linux"
+    popen = {"start_new_session": True}
+
+    def __init__(self, log: Any):
+        self.log = log
+
+    def snapshot(self) -> Optional[Dict[int, Process]]:
+        """Every process there is; None if ps failed, which says nothing about anybody."""
+        printed = run_tool(["ps", "-A"] + [word for column in PS_COLUMNS for word in ("-o", column + "=")], self.log)
+        return parse_ps(printed.decode("utf-8", "replace")) or None if printed is not None else None
+
+    def end(self, pid: int, members: Iterable[int]) -> None:
+        """Asks the job to end: TERM to its group, and to what left the group."""
+        self._kill("-TERM", pid, members)
+
+    def kill(self, pid: int, members: Iterable[int]) -> None:
+        self._kill("-KILL", pid, members)
+
+    def _kill(self, signal_name: str, pid: int, members: Iterable[int]) -> None:
+        targets = [f"-{pid}"] + [str(member) for member in members if member != pid]
+        run_tool(["kill", signal_name, "--"] + targets, self.log)
+
+    def cpu_visible(self, params: List[str]) -> bool:
+        return True
+
+
+class WindowsTools:
+    """tasklist and taskkill, which knows a process's tree.  tasklist does not: CPU time is the job's own process's."""
+
+    name = "windows"
+    # CREATE_NEW_PROCESS_GROUP: a Ctrl-C in the client's window is not for the job; CREATE_NO_WINDOW: nor is the window
+    popen = {"creationflags": 0x00000200 | 0x08000000}
+
+    def __init__(self, log: Any):
+        self.log = log
+
+    def snapshot(self) -> Optional[Dict[int, Process]]:
+        printed = run_tool(["tasklist", "/v", "/fo", "csv", "/nh"], self.log)
+        return parse_tasklist(printed.decode("utf-8", "replace")) or None if printed is not None else None
+
+    def end(self, pid: int, members: Iterable[int]) -> None:
+        """Asks politely; console programs refuse that, and are killed after the delay."""
+        run_tool(["taskkill", "/PID", str(pid), "/T"], self.log)
+
+    def kill(self, pid: int, members: Iterable[int]) -> None:
+        run_tool(["taskkill", "/PID", str(pid), "/T", "/F"], self.log)
+
+    def cpu_visible(self, params: List[str]) -> bool:
+        """A batch file's work is done by its children, whose CPU time cannot be seen here."""
+        return not re.search(r"(\.bat|\.cmd|(^|[/\\])cmd(\.exe)?)\Z", params[0], re.IGNORECASE)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Verdicts: numbers and clocks in, decisions out
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class DeadWatch:
+    """Tells when a job has stopped working: its tree's CPU stayed under `percent` of one core for `window` seconds.
+
+    A sample above starts the window anew, and so does a gap between samples, because then the machine slept.
+    """
+
+    def __init__(self, window: float, percent: float, gap: float):
+        self.window, self.percent, self.gap = window, percent, gap
+        self.since: Optional[float] = None  # monotonic: when the quiet began
+        self.last: Optional[Tuple[float, float]] = None
+
+    def is_dead(self, clock: float, cpu: float) -> bool:
+        """Takes in a sample: monotonic seconds, total CPU seconds of the tree so far."""
+        last, self.last = self.last, (clock, cpu)
+        if last is None or clock - last[0] > self.gap or self.since is None:
+            self.since = clock
+        elif (cpu - last[1]) * 100 >= self.percent * (clock - last[0]):
+            self.since = clock
+        return clock - self.since >= self.window
+
+
+class Usage:
+    """What a job's tree has used, from snapshots; the CPU time of processes that are gone is not lost."""
+
+    def __init__(self) -> None:
+        self.cpu = 0.0  # s, total so far
+        self.memory = 0  # bytes, now
+        self.max_memory = 0
+        self._gone = 0.0
+        self._seen: Dict[int, float] = {}
+
+    def update(self, members: List[Process]) -> None:
+        seen = {process.pid: process.cpu for process in members}
+        for pid, cpu in self._seen.items():
+            if seen.get(pid, -1) < cpu:  # it ended, or its number is somebody else's now
+                self._gone += cpu
+        self._seen = seen
+        self.cpu = self._gone + sum(seen.values())
+        self.memory = sum(process.memory for process in members)
+        self.max_memory = max(self.max_memory, self.memory)
+
+
+def over_limit(job: Job, usage: Usage, over_memory_before: bool) -> str:
+    """The Status a job is to be ended with for what it used ("memory", "cputime"), or "".
+
+    Memory must be over its limit in two samples in a row: a short peak is no reason to throw away days.
+    """
+    if job.memory and usage.memory > job.memory and over_memory_before:
+        return "memory"
+    if job.cputime and usage.cpu > job.cputime:
+        return "cputime"
+    return ""
+
+
+def split_words(text: str) -> List[str]:
+    """A command's words; quotes hold words together, and a backslash is just a backslash, as in Windows' paths."""
+    lexer = shlex.shlex(text, posix=True)
+    lexer.whitespace_split, lexer.escape, lexer.commenters = True, "", ""
+    try:
+        return list(lexer)
+    except ValueError as error:
+        raise BadRequest(f"{text!r} is no command: {error}") from None
+
+
+def allowed(params: List[str], prefixes: List[List[str]]) -> bool:
+    """True if the command starts with the words of one of the prefixes, or if there are none."""
+    return not prefixes or any(params[: len(prefix)] == prefix for prefix in prefixes)
+
+
+class Backoff:
+    """Seconds to wait after each failure in a row: 1, 2, 4 ... 60, each up to a quarter longer or shorter, so that a
+    room of clients does not come back in step."""
+
+    def __init__(self, chance: Callable[[], float] = random.random):
+        self.chance = chance
+        self.failures = 0
+
+    def next(self) -> float:
+        self.failures += 1
+        return min(60.0, 2.0 ** (self.failures - 1)) * (0.75 + self.chance() / 2)
+
+    def reset(self) -> None:
+        self.failures = 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The keeper: the jobs' parent, a process of its own (client.py --keeper LOCKFILE)
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Keeper:
+    """Starts jobs as it is told on standard input and says on standard output, and in their folders, how they end.
+
+    In:  {"Folder", "Params", "Env", "WorkDir", "StdOut", "StdErr"}   a line each
+    Out: {"Folder", "Pid"} when it runs;  {"Folder", "ExitStatus", "Comment", "EndTime"} when it is over
+    Ends when its input has ended and no job is left.
+    """
+
+    def __init__(self, lock_name: str):
+        self.lock_name = lock_name
+        self.children: Dict[subprocess.Popen, Tuple[str, float]] = {}  # folder, monotonic start
+
+    def start(self, order: Dict[str, Any]) -> Optional[subprocess.Popen]:
+        try:
+            with open(order["StdOut"], "wb") as out, open(order["StdErr"], "wb") as err:
+                child = self._spawn(order, out, err)
+        except OSError as error:
+            self._over(order["Folder"], EXIT_NO_OUTPUT, f"cannot open {error.filename}: {os_words(error)}")
+            return None
+        if child:
+            self.children[child] = (order["Folder"], time.monotonic())
+            record = {"Pid": child.pid, "StartTime": time.time(), "Keeper": self.lock_name}
+            try:
+                _write_json(os.path.join(order["Folder"], "pid"), record)
+            except OSError:
+                pass  # the disk is full: the job runs, and only a client that starts anew would miss this file
+            self._say({"Folder": order["Folder"], "Pid": child.pid})
+        return child
+
+    def _spawn(self, order: Dict[str, Any], out: Any, err: Any) -> Optional[subprocess.Popen]:
+        params = order["Params"]
+        try:
+            return subprocess.Popen(
+                program(params, order["Env"]),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                cwd=order["WorkDir"] or None,
+                env={**os.environ, **order["Env"]},
+                **(WindowsTools if WINDOWS else LinuxTools).popen,
+            )
+        except OSError as error:
+            at_fault = error.filename if error.filename == order["WorkDir"] else params[0]
+            comment = f"cannot start {at_fault}: {os_words(error)}"
+        except (ValueError, BadRequest) as error:  # what no program can be given: a lone half of a surrogate pair
+            comment = f"cannot start {params[0]}: {error}"
+        self._over(order["Folder"], EXIT_NOT_STARTED, comment)
+        return None
+
+    def ended(self, child: subprocess.Popen) -> None:
+        """The child's returncode is known."""
+        folder, began = self.children.pop(child)
+        code = child.returncode
+        # A power cut must not lose the end of a long run; for a short one the sync would cost more than the run.
+        self._over(folder, EXIT_SIGNALLED - code if code < 0 else code, "", sync=time.monotonic() - began > 10)
+
+    def _over(self, folder: str, exit_status: int, comment: str, sync: bool = False) -> None:
+        end = {"ExitStatus": exit_status, "Comment": comment, "EndTime": format_time(now())}
+        try:
+            _write_json(os.path.join(folder, "exit"), end, sync)
+        except OSError as error:
+            end["Comment"] = comment or f"its end could not be written to {folder}: {os_words(error)}"
+        self._say({"Folder": folder, **end})
+
+    def _say(self, message: Dict[str, Any]) -> None:
+        try:
+            os.write(1, json.dumps(message).encode() + b"\n")
+        except OSError:
+            pass  # no client any more: the next one reads the folders
+
+
+def program(params: List[str], env: Dict[str, str]) -> List[str]:
+    """The argv to start; on Windows with the extension found, and refused (BadRequest) where cmd.exe would change it."""
+    if not WINDOWS:
+        return params
+    found = shutil.which(params[0], path=env.get("PATH")) or params[0]
+    if found.lower().endswith((".bat", ".cmd")):
+        # A batch file is run by cmd.exe, which parses the command line once more, quotes or not.
+        for word in params[1:]:
+            if re.search(r'[&|<>^%!"\r\n]', word):
+                raise BadRequest(f"a batch file cannot be given {word!r} safely: cmd.exe would act on its characters")
+    return [found] + params[1:]
+
+
+def keep(lock_path: str) -> int:
+    """The keeper's main."""
+    lock = FileLock(lock_path)
+    keeper = Keeper(os.path.basename(lock_path))
+    (_keep_windows if WINDOWS else _keep_linux)(keeper)
+    lock.release()
+    os.remove(lock_path)
+    return 0
+
+
+def _keep_linux(keeper: Keeper) -> None:
+    """One thread: waits for orders, and for SIGCHLD through a pipe."""
+    import selectors
+
+    wake_read, wake_write = os.pipe()
+    for end in (wake_read, wake_write):
+        os.set_blocking(end, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    selector = selectors.DefaultSelector()
+    selector.register(0, selectors.EVENT_READ)
+    selector.register(wake_read, selectors.EVENT_READ)
+    orders, open_input = b"", True
+    while open_input or keeper.children:
+        for key, _ in selector.select():
+            data = os.read(key.fd, 1 << 16)
+            if key.fd == wake_read:
+                for child in [child for child in keeper.children if child.poll() is not None]:
+                    keeper.ended(child)
+            elif not data:
+                open_input = False
+                selector.unregister(0)
+            else:
+                *lines, orders = (orders + data).split(b"\n")
+                for line in lines:
+                    keeper.start(json.loads(line))
+
+
+def _keep_windows(keeper: Keeper) -> None:
+    """A thread for the orders and one a job: Windows waits for pipes and processes in no other way."""
+    import queue
+
+    events: "queue.Queue[Tuple[str, Any]]" = queue.Queue()
+
+    def read_orders() -> None:
+        for line in sys.stdin.buffer:
+            events.put(("start", json.loads(line)))
+        events.put(("closed", None))
+
+    def wait_for(child: subprocess.Popen) -> None:
+        child.wait()
+        events.put(("ended", child))
+
+    threading.Thread(target=read_orders, daemon=True).start()
+    open_input = True
+    while open_input or keeper.children:
+        event, value = events.get()
+        if event == "closed":
+            open_input = False
+        elif event == "ended":
+            keeper.ended(value)
+        else:
+            child = keeper.start(value)
+            if child:
+                threading.Thread(target=wait_for, args=(child,), daemon=True).start()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The spool
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _write_json(path: str, value: Any, sync: bool = False) -> None:
+    """Makes or replaces a small file, whole or not at all; raises OSError."""
+    temporary = path + ".new"
+    with open(temporary, "wb", opener=_private) as file:
+        file.write(json.dumps(value).encode())
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
+    jobrunner.replace_file(temporary, path)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _read_json(path: str) -> Optional[Dict[str, Any]]:
+    """The object in a small file; None if there is none, or it is damaged."""
+    try:
+        with open(path, "rb") as file:
+            value = json.loads(file.read())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+class Spool:
+    """The folders of the jobs here; see the head of this file.  Raises JobrunnerError if it cannot be had."""
+
+    def __init__(self, path: str):
+        self.path = os.path.abspath(path)
+        self.jobs, self.output, self.keepers = (os.path.join(self.path, n) for n in ("jobs", "output", "keepers"))
+        try:
+            for folder in (self.jobs, self.output, self.keepers):
+                os.makedirs(folder, mode=0o700, exist_ok=True)
+            self.lock = FileLock(os.path.join(self.path, "lock"))
+            self.client = self._client_id()
+        except FileLock.Busy as error:
+            raise JobrunnerError(
+                f"the spool {self.path} is in use by another client ({error}): stop that one, or start with --spool another"
+            ) from None
+        except OSError as error:
+            raise JobrunnerError(f"cannot use the spool {self.path}: {os_words(error)}: choose another --spool") from None
+
+    def _client_id(self) -> str:
+        path = os.path.join(self.path, "client")
+        known = _read_json(path)
+        if known is None or not isinstance(known.get("Client"), str):
+            known = {"Client": os.urandom(8).hex()}
+            _write_json(path, known)
+        return known["Client"]
+
+    def make(self, job: Job) -> str:
+        """The folder of a run, with the job in it; raises OSError."""
+        folder = os.path.join(self.jobs, f"{_file_name(job.id)}.{job.run_count}")
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        for name in ("pid", "ending", "exit"):  # a lease that was lost and given again
+            if os.path.exists(os.path.join(folder, name)):
+                os.remove(os.path.join(folder, name))
+        _write_json(os.path.join(folder, "job.json"), job.to_record())
+        return folder
+
+    def output_file(self, job: Job, letter: str) -> str:
+        """Where a job prints to that names no file itself: NAME.oNUMBER or NAME.eNUMBER."""
+        number = str(job.number) if job.number else job.id[:8]
+        return os.path.join(self.output, f"{_file_name(job.title)}.{letter}{_file_name(number)}") + (
+            "" if job.index is None else f".{job.index}"
+        )
+
+    def remove(self, folder: str) -> None:
+        """Forgets a run whose report is acknowledged."""
+        for name in ("pid", "ending", "exit", "job.json"):
+            try:
+                os.remove(os.path.join(folder, name))
+            except OSError:
+                pass  # most have no `ending`; what cannot be removed keeps the folder, and rmdir says so
+        os.rmdir(folder)
+
+    def keeper_lives(self, name: str) -> bool:
+        """True if the keeper with that lock file still runs, and so will write down how its jobs end."""
+        path = os.path.join(self.keepers, _file_name(name))
+        if not os.path.exists(path):
+            return False
+        try:
+            FileLock(path).release()
+        except FileLock.Busy:
+            return True
+        return False
+
+
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?\Z", re.IGNORECASE)
+
+
+def _file_name(text: str) -> str:
+    """A text as one name that every system takes and that leads nowhere else."""
+    name = re.sub(r"[^\w.+-]", "_", text, flags=re.ASCII)[:100].strip(".") or "_"
+    return "_" + name if _RESERVED.match(name) else name
+
+
+def read_tail(path: str) -> str:
+    """The last 64 KiB of an output as text that can be turned back into the same bytes; "" if there is none."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - OUTPUT_TAIL))
+            return file.read(OUTPUT_TAIL).decode("utf-8", "surrogateescape") if size else ""
+    except OSError:
+        return ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A run: one execution of a job here
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """One job that this client has been given and has not yet reported.
+
+    pid          0 until the keeper has started it
+    began        s, monotonic: when its walltime began
+    ending       the Status it is being ended with; "" = it is not
+    kill_at      s, monotonic: when to kill it, having asked it to end; None = not asked
+    killed       it was killed, not just asked
+    members      {pid: start} of its tree when it was asked to end
+    """
+
+    def __init__(self, job: Job, folder: str, clock: float):
+        self.job = job
+        self.folder = folder
+        self.pid = 0
+        self.began = clock
+        self.adopted = False
+        self.keeper = ""
+        self.ending = ""
+        self.comment = ""
+        self.kill_at: Optional[float] = None
+        self.killed = False
+        self.members: Dict[int, Optional[float]] = {}
+        self.usage = Usage()
+        self.usage_at = clock
+        self.usage_cpu = 0.0
+        self.over_memory = False
+        self.watch: Optional[DeadWatch] = None
+
+    @property
+    def deadline(self) -> float:
+        """When its walltime is over, monotonic."""
+        return self.began + self.job.runtime if self.job.runtime else float("inf")
+
+    def sample(self, clock: float, cpu_before: float) -> Dict[str, Any]:
+        """A usage report for the time since the last one."""
+        seconds = max(clock - self.usage_at, 0.001)
+        percent = round((self.usage.cpu - cpu_before) / seconds * 100 * 100)
+        return {
+            "CPU": max(0, percent),
+            "Mem": self.usage.memory,
+            "Seconds": max(1, round(seconds)),
+            "CpuTimeUsed": round(self.usage.cpu, 3),
+        }
+
+
+# What a run that we ended is reported as.
+ENDINGS = {
+    "timeout": (EXIT_WALLTIME, "walltime of {0.runtime} s is over"),
+    "dead": (EXIT_DEAD, "used no CPU time to speak of for too long"),
+    "memory": (EXIT_MEMORY, "used more than {0.memory} bytes of memory"),
+    "cputime": (EXIT_CPUTIME, "used more than {0.cputime} s of CPU time"),
+    "deleted": (None, "deleted while it ran"),
+    "released": (None, "given back: its client was stopped"),
+}
+
+
+def end_report(run: Run, end: Dict[str, Any]) -> Dict[str, Any]:
+    """What the server is told of a run that is over, but for outputs and our name."""
+    exit_status, comment = end.get("ExitStatus"), end.get("Comment") or ""
+    status = "failed" if exit_status else "finished"
+    if end.get("Status"):
+        status = end["Status"]
+    elif run.ending:
+        status = run.ending
+        own_status, words = ENDINGS[status]
+        comment = comment or words.format(run.job)
+        if own_status is not None:
+            exit_status = own_status
+        elif WINDOWS:  # there a killed process just returns 1
+            exit_status = EXIT_SIGNALLED + (9 if run.killed else 15)
+    return {
+        "ID": run.job.id,
+        "Lease": run.job.lease,
+        "Status": status,
+        "ExitStatus": exit_status,
+        "Comment": comment,
+        "EndTime": end.get("EndTime") or format_time(now()),
+        "CpuTimeUsed": round(run.usage.cpu, 3),
+        "MaxMem": run.usage.max_memory,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The wire: our server, or the original's
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class OurWire:
+    """POST with JSON: many jobs a request, leases, signals, exit statuses."""
+
+    one_at_a_time = False
+
+    def __init__(self, api: ServerApi, host: str, node: Dict[str, Any]):
+        self.api, self.host, self.node = api, host, node
+
+    def request(self, slots: int, wait: float, running: List[Dict[str, str]]) -> Tuple[List[Job], List[Dict[str, str]]]:
+        """(jobs, signals); held open up to `wait` seconds."""
+        body = {"Hostname": self.host, "Slots": slots, "Wait": wait, "Running": running, "Node": self.node}
+        reply = self.api.call("/request", body, timeout=wait + 30)
+        return [Job.from_record(record) for record in reply["Jobs"]], reply.get("Signals", [])
+
+    def report(self, reports: List[Dict[str, Any]]) -> None:
+        for kind, group in _grouped(reports):
+            self.api.call(f"/{kind}", [{**report, "Hostname": self.host} for report in group])
+
+    def usage(self, run: Run, sample: Dict[str, Any]) -> None:
+        self.api.call("/usage", {"ID": run.job.id, "Lease": run.job.lease, "Hostname": self.host, **sample})
+
+
+class OriginalWire:
+    """The original's GET forms: one job a request, no heartbeat, no exit statuses."""
+
+    one_at_a_time = True
+
+    def __init__(self, api: ServerApi, host: str):
+        self.api, self.host = api, host
+
+    def request(self, slots: int, wait: float, running: List[Dict[str, str]]) -> Tuple[List[Job], List[Dict[str, str]]]:
+        if not slots:
+            return [], []
+        record = self.api.call("/request", query={"hostname": self.host})
+        return ([Job.from_record(record)] if record else []), []
+
+    def report(self, reports: List[Dict[str, Any]]) -> None:
+        for report in reports:
+            kind = report["Status"] if report["Status"] in ("timeout", "dead") else "finish"
+            query = {"hostname": self.host, "configuration": _configuration(report["Job"])}
+            self.api.call(f"/{kind}", query=query)
+
+    def usage(self, run: Run, sample: Dict[str, Any]) -> None:
+        query = {"configuration": _configuration(run.job), "cpu": sample["CPU"], "mem": sample["Mem"], "hostname": self.host}
+        self.api.call("/usage", query=query)
+
+
+def _grouped(reports: List[Dict[str, Any]]) -> Iterator[Tuple[str, List[Dict[str, Any]]]]:
+    """(URL's name, reports for it), in order, with what only this side knows left out."""
+    groups: Dict[str, List[Dict[str, Any]]] = {}
+    for report in reports:
+        kind = report["Status"] if report["Status"] in ("timeout", "dead") else "finish"
+        groups.setdefault(kind, []).append({key: value for key, value in report.items() if key != "Job"})
+    return iter(groups.items())
+
+
+def _configuration(job: Job) -> str:
+    return jobrunner.to_json({"ID": job.id, "Params": job.params, "Runtime": job.runtime}).decode()
+
+
+def connect(api: ServerApi, host: str, node: Dict[str, Any]) -> Any:
+    """The wire the server understands; raises ServerAway.
+
+    Told by /status, which changes nothing: the original, which takes any method for a GET, would answer a POST /request
+    by leasing a job to nobody.
+    """
+    try:
+        api.call("/status")
+        return OurWire(api, host, node)
+    except ServerRefused as error:
+        if error.status in (404, 405, 501):
+            return OriginalWire(api, host)
+        raise ServerAway(f"{api.url} answered {error.status}: {error}") from None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The agent
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Agent:
+    """Runs jobs for a server.  One lock for everything; nothing slow is done while it is held.
+
+    Threads: two pollers (one may be held open by the server with no slot free while the other brings news of a free
+    one), a reporter, one that listens to the keeper, and the main one, which watches clocks and limits.
+    """
+
+    def __init__(self, options: argparse.Namespace, api: ServerApi, spool: Spool, tools: Any, log: Any):
+        self.options, self.api, self.spool, self.tools, self.log = options, api, spool, tools, log
+        self.lock = threading.Condition()
+        self.clock = time.monotonic
+        self.runs: Dict[str, Run] = {}  # by folder
+        self.outbox: "collections.OrderedDict[str, Dict[str, Any]]" = collections.OrderedDict()  # reports by folder
+        self.usage_box: List[Tuple[Run, Dict[str, Any]]] = []
+        self.keeper: Optional[subprocess.Popen] = None
+        self.keeper_name = ""
+        self.wire: Any = None
+        self.away = Backoff()
+        self.away_until = 0.0
+        self.poll_at: Optional[float] = 0.0  # monotonic; None: a request is open that will do
+        self.open_polls = 0
+        self.held_without_slots = False  # the open one offers no slot
+        self.stopping = False
+        self.done = False  # --until-empty found nothing more
+        self.sampled_at = self.clock()
+        self.node = {
+            "Client": spool.client,
+            "Slots": options.max_jobs,
+            "Properties": [tools.name] + options.property,
+            "System": sys.platform,
+            "Version": VERSION,
+            "Python": "%d.%d.%d" % sys.version_info[:3],
+            "Cpus": os.cpu_count(),
+        }
+
+    # -- the whole
+
+    def run(self) -> int:
+        """Works until it is stopped, or, with --until-empty, until nothing is left for it."""
+        self._start_keeper()
+        self._adopt()
+        for target in (self._poll_loop, self._poll_loop, self._report_loop):
+            threading.Thread(target=self._guarded, args=(target,), daemon=True).start()
+        while not self.stopping and not self.done:
+            with self.lock:
+                self.lock.wait(self._until_next())
+            self._watch()
+        if self.stopping:
+            self._stop()
+        return 0
+
+    def stop(self, *_: Any) -> None:
+        """Ctrl-C, or TERM.  The second one ends the client at once."""
+        if self.stopping:
+            os.write(2, b"client.py: ended at once; its jobs go on\n")
+            os._exit(130)
+        self.stopping = True  # the main thread looks every second: a signal handler must not wait for the lock
+
+    def _guarded(self, loop: Callable[[], None]) -> None:
+        """A thread that dies of a mistake must not leave a client that looks alive and does nothing."""
+        try:
+            loop()
+        except BaseException:
+            self.log.exception("client.bug: please report this; the jobs go on, start the client again")
+            os._exit(3)
+
+    def _until_next(self) -> float:
+        """Seconds until the main thread has something to look at; the caller holds the lock."""
+        clock, due = self.clock(), [1.0]
+        for run in self.runs.values():
+            due.append((run.kill_at if run.kill_at is not None else run.deadline) - clock)
+            if run.adopted:
+                due.append(ADOPTED_POLL)
+        return max(0.0, min(due))
+
+    def _stop(self) -> None:
+        with self.lock:
+            running = [run for run in self.runs.values()]
+        if self.options.on_stop == "kill":
+            for run in running:
+                self._end(run, "released")
+            deadline = self.clock() + self.options.kill_delay + 10
+            while (self.runs or self.outbox) and self.clock() < deadline:
+                self._watch()
+                time.sleep(0.05)
+        for run in list(self.runs.values()):
+            print(f"client.py: job {run.job} goes on (process {run.pid}): {' '.join(run.job.params)[:200]}", file=sys.stderr)
+        if self.runs:
+            print("client.py: start the client again with the same --spool, and their ends are reported", file=sys.stderr)
+
+    # -- asking for jobs
+
+    def _poll_loop(self) -> None:
+        while True:
+            with self.lock:
+                while self.poll_at is None or self.poll_at > self.clock():
+                    self.lock.wait(None if self.poll_at is None else max(0.0, self.poll_at - self.clock()))
+                slots = self._free_slots()
+                running = self._running()
+                idle = not running
+                self.poll_at, self.held_without_slots = None, slots == 0
+                self.open_polls += 1
+            wait = (0 if idle else 0.25) if self.options.until_empty else POLL_WAIT
+            try:
+                jobs, signals = self._wire().request(slots, wait, running)
+            except (ServerAway, ServerRefused) as error:
+                self._server_away(error)
+                continue
+            self._server_back()
+            for job in jobs:
+                self._start(job)
+            for entry in signals:
+                self._obey(entry)
+            self._polled(slots, idle, bool(jobs))
+
+    def _polled(self, slots: int, idle: bool, got_some: bool) -> None:
+        """Sets when to poll again, unless another request is open, which will do it."""
+        with self.lock:
+            self.open_polls -= 1
+            if self.options.until_empty and idle and slots and not got_some:
+                self.done = True
+            if not self.open_polls:
+                pause = 0.0 if self._free_slots() else HEARTBEAT_DELAY
+                if self.wire and self.wire.one_at_a_time and not got_some:
+                    pause = ORIGINAL_POLL
+                self.poll_at, self.held_without_slots = self.clock() + pause, False
+            self.lock.notify_all()
+
+    def _free_slots(self) -> int:
+        if self.stopping:
+            return 0
+        return max(0, self.options.max_jobs - sum(run.job.ncpus for run in self.runs.values()))
+
+    def _slot_freed(self) -> None:
+        """Polls at once, unless a request is open that offers a slot already; the caller holds the lock."""
+        if (self.poll_at is not None or self.held_without_slots) and self.away_until <= self.clock():
+            self.poll_at, self.held_without_slots = self.clock(), False
+            self.lock.notify_all()
+
+    def _running(self) -> List[Dict[str, str]]:
+        """Every lease this client holds: what runs here, and what is over but not yet acknowledged."""
+        entries = []
+        for run in self.runs.values():
+            known = {"Signal": "delete"} if run.ending else {}  # once told is enough
+            entries.append({"ID": run.job.id, "Lease": run.job.lease, **known})
+        for report in self.outbox.values():
+            entries.append({"ID": report["ID"], "Lease": report["Lease"], "Signal": "delete"})
+        return entries
+
+    def _wire(self) -> Any:
+        wire = self.wire
+        if wire is None:
+            wire = self.wire = connect(self.api, self.options.hostname, self.node)
+            original = " (the original's: one job at a time, no signals)" if wire.one_at_a_time else ""
+            self.log.info("server.found url=%s%s", self.api.url, original)
+        return wire
+
+    def _server_away(self, error: JobrunnerError) -> None:
+        with self.lock:
+            pause = self.away.next()
+            self.away_until = self.clock() + pause
+            self.open_polls -= 1
+            self.poll_at, self.held_without_slots, self.wire = self.away_until, False, None
+            self.lock.notify_all()
+        self.log.warning("server.away error=%r again_in=%.1f running=%d", str(error), pause, len(self.runs))
+
+    def _server_back(self) -> None:
+        if self.away.failures:
+            self.log.info("server.back url=%s", self.api.url)
+        self.away.reset()
+
+    def _obey(self, entry: Dict[str, str]) -> None:
+        """Does what the server says about a job here; "delete" is all it says in this version."""
+        run = next((run for run in self.runs.values() if run.job.id == entry.get("ID")), None)
+        if run and entry.get("Signal") == "delete":
+            self._end(run, "deleted")
+
+    # -- starting
+
+    def _start(self, job: Job) -> None:
+        """Gives a job to the keeper; whatever is in the way of that is the job's end, never the client's."""
+        if not allowed(job.params, self.options.prefixes):
+            words = f"{self.options.hostname} runs only what starts with {' or '.join(map(repr, self.options.allow_prefix))}"
+            return self._never_ran(job, "refused", EXIT_REFUSED, words)
+        try:
+            folder = self.spool.make(job)
+        except OSError as error:
+            return self._never_ran(job, "failed", EXIT_NOT_STARTED, f"cannot make its folder in {self.spool.path}: {os_words(error)}")
+        run = Run(job, folder, self.clock())
+        run.watch = self._dead_watch(job)
+        with self.lock:
+            self.runs[folder] = run
+            order = json.dumps(self._order(run)).encode() + b"\n"
+            try:
+                os.write(self.keeper.stdin.fileno(), order) if len(order) < 4096 else self._write_all(order)
+            except OSError:
+                pass  # the keeper is gone: _keeper_loop finds that out, and starts it again with a new one
+            self.lock.notify_all()
+        self.log.debug("job.start job=%s params=%r", job, job.params)
+
+    def _write_all(self, data: bytes) -> None:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(self.keeper.stdin.fileno(), left) :]
+
+    def _order(self, run: Run) -> Dict[str, Any]:
+        job = run.job
+        workdir = os.path.abspath(job.workdir) if job.workdir else ""
+        paths = {
+            key: os.path.join(workdir or os.getcwd(), given) if given else self.spool.output_file(job, letter)
+            for key, given, letter in (("StdOut", job.stdout, "o"), ("StdErr", job.stderr, "e"))
+        }
+        return {"Folder": run.folder, "Params": job.params, "Env": job.env, "WorkDir": workdir, **paths}
+
+    def _dead_watch(self, job: Job) -> Optional[DeadWatch]:
+        if not self.options.dead_after:
+            return None
+        if not self.tools.cpu_visible(job.params):
+            self.log.warning("job.watch job=%s: a batch file's CPU time cannot be seen, so it never counts as dead", job)
+            return None
+        step = self._sample_step()
+        return DeadWatch(self.options.dead_after * 60, self.options.min_cpu_percent, gap=max(3 * step, step + 10))
+
+    def _never_ran(self, job: Job, status: str, exit_status: int, comment: str) -> None:
+        self.log.warning("job.%s job=%s: %s", status, job, comment)
+        run = Run(job, "", self.clock())
+        self._put_in_outbox(f"{job.id}.{job.run_count}", run, {"Status": status, "ExitStatus": exit_status, "Comment": comment})
+
+    # -- the keeper
+
+    def _start_keeper(self) -> None:
+        """Starts the keeper; raises JobrunnerError if this Python cannot start itself."""
+        self.keeper_name = f"{os.getpid()}-{os.urandom(4).hex()}.lock"
+        lock_path = os.path.join(self.spool.keepers, self.keeper_name)
+        try:
+            # -S and -E: it needs nothing but the standard library, and takes 5 MB less
+            self.keeper = subprocess.Popen(
+                [sys.executable, "-S", "-E", os.path.abspath(__file__), "--keeper", lock_path],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                **self.tools.popen,
+            )
+        except OSError as error:
+            raise JobrunnerError(f"cannot start {sys.executable}: {os_words(error)}") from None
+        threading.Thread(target=self._guarded, args=(self._keeper_loop,), daemon=True).start()
+
+    def _keeper_loop(self) -> None:
+        """Takes in what the keeper says.  When it dies, what it had goes on, and a new one takes the jobs to come."""
+        keeper, name = self.keeper, self.keeper_name
+        for line in iter(keeper.stdout.readline, b""):
+            message = json.loads(line)
+            if "Pid" in message:
+                with self.lock:
+                    run = self.runs.get(message["Folder"])
+                    if run:
+                        run.pid = message["Pid"]
+            else:
+                self._over(message["Folder"], message)
+        if self.stopping or self.done:
+            return
+        self.log.error("keeper.died pid=%d: its jobs go on; their exit statuses cannot be known", keeper.pid)
+        with self.lock:
+            orphans = [run for run in self.runs.values() if not run.adopted]
+            for run in orphans:
+                run.adopted, run.keeper = True, name
+        self._start_keeper()
+
+    def _over(self, folder: str, end: Dict[str, Any]) -> None:
+        """A run is over: its slot is free, and its report goes to the outbox."""
+        with self.lock:
+            run = self.runs.get(folder)
+        if run is None:
+            return
+        if run.ending:  # what is left of its tree must not outlive it
+            self._kill_rest(run)
+        self._put_in_outbox(folder, run, end)
+
+    def _put_in_outbox(self, folder: str, run: Run, end: Dict[str, Any]) -> None:
+        report = {**end_report(run, end), "Job": run.job}
+        if run.folder:
+            order = self._order(run)
+            for key, path in (("StdOutTail", order["StdOut"]), ("StdErrTail", order["StdErr"])):
+                tail = read_tail(path)
+                if tail:
+                    report[key] = tail
+        with self.lock:
+            self.runs.pop(folder, None)
+            self.outbox[folder] = report
+            self._slot_freed()
+            self.lock.notify_all()
+        self.log.debug("job.over job=%s status=%s exit=%s", run.job, report["Status"], report["ExitStatus"])
+
+    # -- clocks and limits: the main thread
+
+    def _watch(self) -> None:
+        """One round: limits, kills, samples, and the jobs that another client's keeper has."""
+        clock = self.clock()
+        with self.lock:
+            runs = list(self.runs.values())
+        for run in runs:
+            if run.adopted:
+                self._look_at_adopted(run)
+            if run.pid and not run.ending and clock >= run.deadline:
+                self._end(run, "timeout")
+            elif run.kill_at is not None and clock >= run.kill_at:
+                self._kill(run)
+        if runs and clock - self.sampled_at >= self._sample_step():
+            self.sampled_at = clock
+            self._sample([run for run in runs if run.pid])
+
+    def _sample_step(self) -> float:
+        """Seconds between snapshots: the longer the better, since ps tells whole seconds of CPU time."""
+        steps = [self.options.usage_interval]
+        if self.options.dead_after:
+            steps.append(max(0.2, self.options.dead_after * 60 / 4))
+        if any(run.job.memory or run.job.cputime for run in self.runs.values()):
+            steps.append(LIMIT_SAMPLE)
+        return min(steps)
+
+    def _sample(self, runs: List[Run]) -> None:
+        """Takes a snapshot and judges every run by it; a snapshot that failed is no verdict on anybody."""
+        processes = self.tools.snapshot()
+        if processes is None or not runs:
+            return
+        clock = self.clock()
+        for run in runs:
+            members = tree(processes, run.pid)
+            if not members:
+                continue  # it is just ending
+            run.usage.update(members)
+            if not run.ending:
+                verdict = over_limit(run.job, run.usage, run.over_memory)
+                run.over_memory = bool(run.job.memory) and run.usage.memory > run.job.memory
+                if run.watch and run.watch.is_dead(clock, run.usage.cpu):
+                    verdict = verdict or "dead"
+                if verdict:
+                    self._end(run, verdict)
+            if clock - run.usage_at >= self.options.usage_interval:
+                sample = run.sample(clock, run.usage_cpu)
+                run.usage_at, run.usage_cpu = clock, run.usage.cpu
+                with self.lock:
+                    self.usage_box = self.usage_box[-1000:] + [(run, sample)]
+                    self.lock.notify_all()
+
+    def _end(self, run: Run, status: str) -> None:
+        """Begins to end a run: asks it politely now, kills it after --kill-delay."""
+        with self.lock:
+            if run.ending:
+                return
+            run.ending = status
+            run.kill_at = self.clock() + self.options.kill_delay
+            pid = run.pid
+        self.log.info("job.end job=%s status=%s pid=%d", run.job, status, pid)
+        try:
+            _write_json(os.path.join(run.folder, "ending"), {"Status": status})
+        except OSError as error:
+            self.log.warning("spool.write folder=%s error=%r", run.folder, os_words(error))
+        if pid:
+            members = self._members(run)
+            run.members = {process.pid: process.start for process in members}
+            self.tools.end(pid, run.members)
+
+    def _members(self, run: Run) -> List[Process]:
+        return tree(self.tools.snapshot() or {}, run.pid)
+
+    def _kill(self, run: Run) -> None:
+        run.kill_at = self.clock() + KILL_AGAIN
+        if run.pid:
+            members = self._members(run)
+            run.members.update((process.pid, process.start) for process in members)
+            run.killed = True
+            self.log.info("job.kill job=%s pid=%d processes=%d", run.job, run.pid, len(members))
+            self.tools.kill(run.pid, [process.pid for process in members])
+
+    def _kill_rest(self, run: Run) -> None:
+        """The job's own process is gone; kills what is left of its group and of the tree it had."""
+        processes = self.tools.snapshot() or {}
+        left = [
+            process.pid
+            for process in processes.values()
+            if process.pgid == run.pid or (process.pid in run.members and process.start == run.members[process.pid])
+        ]
+        if left and not WINDOWS:
+            self.tools.kill(run.pid, left)
+
+    # -- what was running before this client was started
+
+    def _adopt(self) -> None:
+        """Takes over the runs in the spool: reports those that are over, watches the others."""
+        processes: Optional[Dict[int, Process]] = None
+        for name in sorted(os.listdir(self.spool.jobs)):
+            folder = os.path.join(self.spool.jobs, name)
+            try:
+                job = Job.from_record(_read_json(os.path.join(folder, "job.json")) or {})
+            except BadRequest as error:
+                self.log.warning("spool.damaged folder=%s: %s; left as it is", folder, error)
+                continue
+            processes = self.tools.snapshot() if processes is None else processes
+            self._adopt_run(Run(job, folder, self.clock()), processes)
+
+    def _adopt_run(self, run: Run, processes: Optional[Dict[int, Process]]) -> None:
+        started = _read_json(os.path.join(run.folder, "pid")) or {}
+        run.ending = (_read_json(os.path.join(run.folder, "ending")) or {}).get("Status", "")
+        run.kill_at = self.clock() if run.ending else None
+        run.pid, run.keeper, run.adopted = started.get("Pid", 0), started.get("Keeper", ""), True
+        run.began = self.clock() - max(0.0, time.time() - started.get("StartTime", time.time()))
+        run.watch = self._dead_watch(run.job)
+        self.runs[run.folder] = run
+        self.log.info("job.adopt job=%s pid=%d", run.job, run.pid)
+        self._look_at_adopted(run, processes)
+
+    def _look_at_adopted(self, run: Run, processes: Optional[Dict[int, Process]] = None) -> None:
+        """Finds out whether a run that is not our keeper's is over."""
+        end = _read_json(os.path.join(run.folder, "exit"))
+        if end is None and not self.spool.keeper_lives(run.keeper):
+            end = _read_json(os.path.join(run.folder, "exit")) or self._unseen_end(run, processes)
+        if end is not None:
+            self._over(run.folder, end)
+
+    def _unseen_end(self, run: Run, processes: Optional[Dict[int, Process]]) -> Optional[Dict[str, Any]]:
+        """The end of a run whose keeper is gone: None while its process is there."""
+        processes = self.tools.snapshot() if processes is None else processes
+        if processes is None:
+            return None
+        process = processes.get(run.pid)
+        began = (_read_json(os.path.join(run.folder, "pid")) or {}).get("StartTime", 0)
+        if process and (process.start is None or abs(process.start - began) < 3):
+            return None
+        if run.job.rerunable:
+            return {"Status": "released", "Comment": f"its process on {self.options.hostname} ended unseen: run again"}
+        words = f"its process on {self.options.hostname} ended unseen, and it must not run twice"
+        return {"Status": "lost", "ExitStatus": EXIT_LOST, "Comment": words}
+
+    # -- reporting
+
+    def _report_loop(self) -> None:
+        backoff = Backoff()
+        while True:
+            with self.lock:
+                while not self.outbox and not self.usage_box:
+                    self.lock.wait()
+                batch = _first(self.outbox.items(), REPORTS_AT_ONCE)
+                samples, self.usage_box = self.usage_box, []
+            try:
+                self._deliver(batch)
+                for run, sample in samples:
+                    self._wire().usage(run, sample)
+                backoff.reset()
+            except (ServerAway, ServerRefused) as error:
+                pause = backoff.next()
+                self.log.warning("report.kept error=%r again_in=%.1f waiting=%d", str(error), pause, len(self.outbox))
+                time.sleep(pause)
+
+    def _deliver(self, batch: List[Tuple[str, Dict[str, Any]]]) -> None:
+        """Sends reports until they are acknowledged; raises ServerAway, or ServerRefused for what may pass."""
+        if not batch:
+            return
+        try:
+            self._wire().report([report for _, report in batch])
+        except ServerRefused as error:
+            if error.status not in (400, 404):
+                raise
+            if len(batch) > 1:  # one of them is at fault, and must not keep back the others
+                for single in batch:
+                    self._deliver([single])
+                return
+            self.log.error("report.refused job=%s: %s; its folder is kept", batch[0][1]["ID"], error)
+            self._acknowledged(batch, keep_folder=True)
+        else:
+            self._acknowledged(batch)
+
+    def _acknowledged(self, batch: List[Tuple[str, Dict[str, Any]]], keep_folder: bool = False) -> None:
+        for folder, _ in batch:
+            try:
+                if keep_folder and os.path.isdir(folder):
+                    os.rename(os.path.join(folder, "job.json"), os.path.join(folder, "refused.json"))
+                elif os.path.isdir(folder):
+                    self.spool.remove(folder)
+            except OSError as error:
+                self.log.warning("spool.remove folder=%s error=%r", folder, os_words(error))
+        with self.lock:
+            for folder, _ in batch:
+                self.outbox.pop(folder, None)
+            self.lock.notify_all()
+
+
+def _first(items: Iterable[Any], most: int) -> List[Any]:
+    return [item for item, _ in zip(items, range(most))]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Main
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line; each flag that the original had is taken in its spelling too."""
+    parser = argparse.ArgumentParser(prog="client.py", description="Runs jobs for a jobrunner server.")
+    add = parser.add_argument
+    add("--server", "-master", "--master", default=os.environ.get("JOBRUNNER_SERVER", "http://localhost:8088"),
+        metavar="HOST[:PORT]", type=jobrunner.argument(_server), help="the server, or its URL (default %(default)s)")  # fmt: skip
+    add("--max-jobs", "-maxjobs", "--maxjobs", type=_at_least_one, default=1, metavar="N",
+        help="jobs to run at once (default %(default)s)")  # fmt: skip
+    add("--hostname", "-hostname", metavar="NAME", help="the name to go by (default: this machine's)")
+    add("--allow-prefix", "-safeexpr", "--safeexpr", action="append", default=[], metavar="COMMAND",
+        help="run only commands that start with these words, e.g. 'java -jar job.jar'; may be repeated")  # fmt: skip
+    add("--workdir", "-workdir", metavar="DIR", help="where jobs run that name no directory (default: here)")
+    add("--property", action="append", default=[], metavar="WORD", help="something jobs may require; may be repeated")
+    add("--spool", default="jobrunner-spool", metavar="DIR", help="what is known of the jobs here (default %(default)s)")
+    add("--kill-delay", type=_seconds, default=10, metavar="S",
+        help="seconds between asking a job to end and killing it (default %(default)s)")  # fmt: skip
+    add("--dead-after", "-killdeadprocessafterminutes", "--killdeadprocessafterminutes", type=_seconds, default=0,
+        metavar="MINUTES", help="kill a job that used next to no CPU time for so long; 0: never (default)")  # fmt: skip
+    add("--min-cpu-percent", "-minimumcpupercent", "--minimumcpupercent", type=_seconds, default=3, metavar="PERCENT",
+        help="what next to no CPU time means, in percent of one core (default %(default)s)")  # fmt: skip
+    add("--usage-interval", type=_seconds, default=60, metavar="S", help="seconds between usage samples (default 60)")
+    add("--on-stop", choices=("leave", "kill"), default="leave",
+        help="what Ctrl-C does to running jobs: leave them running (default), or end them and give them back")  # fmt: skip
+    add("--until-empty", action="store_true", help="end when nothing is queued or running for this client")
+    add("--proxy", default="", metavar="URL", help="a proxy to go through (default: none, whatever the system says)")
+    add("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="(default %(default)s)")
+    add("--version", action="version", version=f"jobrunner {VERSION}")
+    add("-client", "--client", action="store_true", help=argparse.SUPPRESS)  # the original's switch between programs
+    return parser
+
+
+def _server(text: str) -> str:
+    jobrunner.server_url(text)
+    return text
+
+
+def _at_least_one(text: str) -> int:
+    if not re.match(r"[1-9]\d{0,5}\Z", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of jobs, 1 or more")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    if not re.match(r"\d{1,9}(\.\d+)?\Z", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, 0 or more")
+    return float(text)
+
+
+def work(options: argparse.Namespace) -> int:
+    import logging
+    import socket
+
+    log = logging.getLogger("client")
+    options.hostname = options.hostname or socket.gethostname()
+    options.prefixes = [split_words(prefix) for prefix in options.allow_prefix]
+    spool = Spool(options.spool)
+    if options.workdir:
+        try:
+            os.chdir(options.workdir)
+        except OSError as error:
+            raise JobrunnerError(f"cannot go to --workdir {options.workdir}: {os_words(error)}") from None
+    tools = (WindowsTools if WINDOWS else LinuxTools)(log)
+    agent = Agent(options, ServerApi(options.server, options.proxy), spool, tools, log)
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), agent.stop)
+    log.info("client.start host=%s server=%s max_jobs=%d spool=%s", options.hostname, agent.api.url, options.max_jobs,
+             spool.path)  # fmt: skip
+    return agent.run()
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["--keeper"]:
+        return keep(argv[1])
+    options = arguments().parse_args(argv)
+    jobrunner.start_log(options.log_level)
+    try:
+        return work(options)
+    except JobrunnerError as error:
+        print(f"client.py: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    # Not sys.exit: that would wait for a poller that the server holds open for half a minute.
+    os._exit(code)

@@ -1,0 +1,1852 @@
+#!/usr/bin/env python3
+"""jobrunner server -- keeps the queue:  python server.py --port 8088
+
+    HTTP request -> Handler -> ROUTES -> Queue (the rules, one lock) -> Store (jobs.json and its journal)
+
+Queue    holds every job, changes jobs only through jobrunner.TRANSITIONS, and never sees a request.
+Store    writes and reads, and never judges a state.
+Handler  finds the route, reads the body, calls, answers.
+
+An answer means it is on disk.  Every public Queue method takes the lock once, changes jobs, appends the change to the
+journal's open batch, lets go of the lock, and waits for the disk outside it.  Whoever waits first writes the batch for
+all who came meanwhile, so requests that wait together share one fsync.  A batch that cannot be written (full disk) is
+undone: jobs are never changed, only replaced, so the former ones are simply put back.
+
+The snapshot (jobs.json) is written in the background from a list of jobs taken under the lock; what changes from then
+on goes to the next journal.  Start = snapshot + the journals not older than it.
+
+Clocks: wall time (seconds since 1970) in records and leases; monotonic time for waiting.
+
+Sections: settings, the database file, the store, nodes, the queue, answers and routes, HTTP, main.
+"""
+
+import argparse
+import collections
+import errno
+import gc
+import glob
+import heapq
+import json
+import logging
+import os
+import re
+import select
+import signal
+import socket
+import socketserver
+import sys
+import threading
+import time
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
+from urllib.parse import unquote_to_bytes
+
+import jobrunner
+from jobrunner import (
+    BUCKETS,
+    DEFAULT_PORT,
+    EXIT_DEAD,
+    EXIT_LOST,
+    EXIT_WALLTIME,
+    STATUSES,
+    UNKNOWN_HOST,
+    VERSION,
+    WINDOWS,
+    BadRequest,
+    BadState,
+    FileLock,
+    Job,
+    JobrunnerError,
+    State,
+    UnknownJob,
+    format_time,
+    from_json,
+    next_state,
+    now,
+    os_words,
+    to_json,
+)
+
+log = logging.getLogger("server")
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Settings
+# ---------------------------------------------------------------------------------------------------------------------
+
+ORIGINAL_LEASE = 600  # s beyond its Runtime that a job stays leased to an original client, which sends no heartbeat
+LONGEST_POLL = 60  # s a /request is held open at most, whatever Wait says
+MAX_STARTS = 20  # a job that was started so often and never ended is held
+OUTPUT_TAIL = 64 * 1024  # bytes of each output that a report may bring
+SMALL_SNAPSHOT = 1 << 20  # bytes of journal that are worth a snapshot whatever its size
+IDLE_SNAPSHOT = 60  # s after which even a short journal is folded in, where that costs little
+CHUNK = 64  # jobs turned into JSON at a time, so that requests come between
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The database file: /dump's shape plus "Server"
+# ---------------------------------------------------------------------------------------------------------------------
+
+FORMAT = 1
+
+
+class Damaged(JobrunnerError):
+    """A file that does not hold what it must; the sentence says where."""
+
+
+class _Reader:
+    """Walks through JSON text member by member, so that a million jobs need not all be dictionaries at once."""
+
+    _blank = re.compile(r"[ \t\n\r]*").match
+    _value = json.JSONDecoder(parse_constant=jobrunner._refuse_constant).raw_decode
+
+    def __init__(self, text: str):
+        self.text, self.at = text, 0
+
+    def peek(self) -> str:
+        self.at = self._blank(self.text, self.at).end()
+        return self.text[self.at : self.at + 1]
+
+    def expect(self, mark: str) -> None:
+        if self.peek() != mark:
+            raise json.JSONDecodeError(f"expected {mark!r}", self.text, self.at)
+        self.at += 1
+
+    def value(self) -> Any:
+        self.peek()
+        value, self.at = self._value(self.text, self.at)
+        return value
+
+    def members(self) -> Iterator[str]:
+        """The keys of the object that starts here; the caller reads each value before it asks for the next key."""
+        self.expect("{")
+        if self.peek() == "}":
+            self.at += 1
+            return
+        while True:
+            self.peek()
+            start, key = self.at, self.value()
+            if not isinstance(key, str):
+                raise json.JSONDecodeError("expected a key in quotes", self.text, start)
+            self.expect(":")
+            yield key
+            if self.peek() == "}":
+                self.at += 1
+                return
+            self.expect(",")
+
+
+def read_database(data: bytes, path: str) -> Iterator[Tuple[str, str, Any]]:
+    """(bucket, key, record) of every job in a database, and ("Server", "", object); raises Damaged.
+
+    Takes what the original wrote and what people wrote by hand: any layout, a byte order mark, null for a bucket.
+    """
+    try:
+        reader = _Reader(data.decode("utf-8-sig"))
+        for bucket in reader.members():
+            if bucket not in BUCKETS.values():
+                yield bucket, "", reader.value()
+            elif reader.peek() == "n":
+                reader.value()
+            else:
+                for key in reader.members():
+                    yield bucket, key, reader.value()
+        if reader.peek():
+            raise json.JSONDecodeError("something follows the end", reader.text, reader.at)
+    except json.JSONDecodeError as error:
+        raise Damaged(_damage(path, error.lineno, error.colno, error.msg)) from None
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise Damaged(_damage(path, line, error.start - data.rfind(b"\n", 0, error.start), "not UTF-8 text")) from None
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{path}: {error}: the file was not changed; mend it or start with --db another.json") from None
+
+
+def _damage(path: str, line: int, column: int, what: str) -> str:
+    return (
+        f"{path} line {line} column {column}: {what}: the file was not changed; "
+        "mend it or start with --db another.json"
+    )
+
+
+def stored_job(bucket: str, key: str, record: Any, path: str) -> Job:
+    """The job of one line of the database; the bucket tells the state where the record, as the original's, does not."""
+    try:
+        job = Job.from_record(record)
+        job.id = job.id or key
+        if BUCKETS[job.state] != bucket:
+            job.state = next(state for state, name in BUCKETS.items() if name == bucket)
+        return job
+    except JobrunnerError as error:
+        raise Damaged(
+            f"{path}: job {key!r} in {bucket}: {error}: the file was not changed; mend it or start with --db another.json"
+        ) from None
+
+
+def database_chunks(jobs: List[Job], server: Optional[Dict[str, Any]] = None) -> Iterator[bytes]:
+    """/dump's shape, a few jobs at a time.  With `server` it is the file: a job a line, and with the leases' secrets."""
+    start, between = (b"\n", b",\n") if server is not None else (b"", b",")
+    opening = b"{" if server is None else b'{"Server":' + to_json(server) + between
+    for bucket in ("Available", "Leased", "Finished", "Held"):
+        yield opening + to_json(bucket) + b":{"
+        chosen = [job for job in jobs if BUCKETS[job.state] == bucket]
+        for at in range(0, len(chosen), CHUNK):
+            lines = [_database_line(job, server is not None) for job in chosen[at : at + CHUNK]]
+            yield (start if at == 0 else between) + between.join(lines)
+        opening = b"}" + between
+    yield b"}}" + start
+
+
+def _database_line(job: Job, secrets: bool) -> bytes:
+    record = job.to_record()
+    if not secrets:
+        record.pop("Lease", None)
+    return b'"' + job.id.encode() + b'":' + to_json(record)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The store: snapshot and journal
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class DiskFailed(JobrunnerError):
+    """The change could not be written, and was undone."""
+
+    status = 507
+
+
+Changes = List[Tuple[Optional[Job], Optional[Job]]]
+
+
+class Batch:
+    """Changes that go to the disk together.
+
+    lines    [bytes]       what the journal gets
+    changes  [(old, new)]  what to put back if it does not
+    """
+
+    def __init__(self) -> None:
+        self.lines: List[bytes] = []
+        self.changes: Changes = []
+        self.led = False  # somebody has undertaken to write it
+        self.done = False
+        self.error: Optional[DiskFailed] = None
+        self.written = threading.Event()
+
+
+class Store:
+    """jobs.json, its journal, and the outputs that reports brought.
+
+    PATH             the snapshot: the whole truth after a clean stop
+    PATH.journal     one JSON line a change since the snapshot; its first line numbers it
+    PATH.journal.N   an earlier one, still needed while the snapshot that replaces it is being written
+    PATH.output/     last 64 KiB of what jobs printed
+    PATH.lock        locked by the server that has the database open
+
+    Locks, outermost first: `writing` (held while the journal is written), the Queue's lock, `_mutex`.
+    """
+
+    def __init__(self, path: str):
+        self.path = os.path.abspath(path)
+        self.journal_path = self.path + ".journal"
+        self.output_path = self.path + ".output"
+        self.undo: Callable[[Callable[[], Changes]], None] = lambda take: None  # the Queue's, see `_failed`
+        self.writing = threading.Lock()
+        self._mutex = threading.Lock()
+        self._open = Batch()
+        self.generation = 1
+        self.journal = -1  # file descriptor
+        self.journal_bytes = 0
+        self.snapshot_bytes = 0
+        self.lock = self._lock()
+
+    def _lock(self) -> FileLock:
+        try:
+            return FileLock(self.path + ".lock")
+        except FileLock.Busy as error:
+            raise JobrunnerError(
+                f"{self.path} is in use by another server ({error}): stop that one, or start with --db another.json"
+            ) from None
+        except OSError as error:
+            raise JobrunnerError(f"cannot open {self.path}.lock: {os_words(error)}: choose another --db") from None
+
+    # -- reading, at start
+
+    def read(self) -> Iterator[Tuple[str, str, Any]]:
+        """What read_database yields of the snapshot; nothing when there is none yet.  Raises Damaged."""
+        if not os.path.exists(self.path):
+            return
+        data = jobrunner.read_file(self.path)
+        self.snapshot_bytes = len(data)
+        for bucket, key, record in read_database(data, self.path):
+            if bucket == "Server" and isinstance(record, dict):
+                self._check_format(record)
+                self.generation = record.get("Journal", 1)
+            yield bucket, key, record
+
+    def _check_format(self, server: Dict[str, Any]) -> None:
+        if server.get("Format", FORMAT) != FORMAT:
+            raise Damaged(
+                f"{self.path} has format {server['Format']}, and this server knows {FORMAT}: use a newer server.py, "
+                "or start with --db another.json"
+            )
+
+    def replay(self) -> Iterator[Dict[str, Any]]:
+        """Every change in the journals that the snapshot does not hold, in order; then opens the last one to go on.
+
+        Call it after `read` is exhausted.  Raises Damaged.
+        """
+        for number, path in self._older_journals():
+            if number >= self.generation:
+                yield from self._read_journal(path)
+                self.generation += 1
+        self._good = 0
+        if os.path.exists(self.journal_path):
+            yield from self._read_journal(self.journal_path)
+        try:
+            self._open_journal(self._good)
+        except OSError as error:
+            raise JobrunnerError(f"cannot write {self.journal_path}: {os_words(error)}: choose another --db") from None
+
+    def _older_journals(self) -> List[Tuple[int, str]]:
+        paths = glob.glob(glob.escape(self.journal_path) + ".*")
+        return sorted((int(p.rsplit(".", 1)[1]), p) for p in paths if p.rsplit(".", 1)[1].isdigit())
+
+    def _read_journal(self, path: str) -> Iterator[Dict[str, Any]]:
+        """The changes in one journal; sets _good to the bytes that are whole lines.  Raises Damaged."""
+        self._good = 0
+        lines = jobrunner.read_file(path).split(b"\n")
+        torn = lines.pop()  # what follows the last line's end: nothing, or a line that was being written
+        for at, line in enumerate(lines):
+            entry = _journal_entry(line)
+            if entry is None:
+                if any(_journal_entry(later) for later in lines[at + 1 :]):
+                    raise Damaged(_damage(path, at + 1, 1, "no change stands here, but changes follow"))
+                torn = line
+                break
+            if at == 0:
+                self._check_number(path, entry)
+            else:
+                yield entry
+            self._good += len(line) + 1
+        if torn:
+            log.warning("store.torn file=%s byte=%d: what follows was not finished when the server ended, so it was "
+                        "never acknowledged: dropped", path, self._good)  # fmt: skip
+
+    def _check_number(self, path: str, entry: Dict[str, Any]) -> None:
+        """Journal N continues the snapshot that names N; any other one belongs to another database."""
+        if entry.get("Journal") != self.generation:
+            raise Damaged(
+                f"{path} does not continue {self.path} (it is journal {entry.get('Journal')}, not {self.generation}): put "
+                "back the database it belongs to, or move it away if its changes may be lost"
+            )
+
+    def _open_journal(self, size: int) -> None:
+        """Opens the journal to append behind its first `size` bytes; raises OSError."""
+        self.journal = os.open(self.journal_path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+        os.ftruncate(self.journal, size)
+        os.lseek(self.journal, 0, os.SEEK_END)
+        self.journal_bytes = size
+        _sync_folder(self.path)
+
+    # -- the journal: group commit
+
+    def append(self, entry: Dict[str, Any], changes: Changes) -> Batch:
+        """Hands over one change, a line of the journal.  The caller holds the Queue's lock, lets go, and then waits."""
+        line = to_json(entry)
+        with self._mutex:
+            batch = self._open
+            batch.lines.append(line)
+            batch.changes.extend(changes)
+        return batch
+
+    def wait(self, batch: Optional[Batch]) -> None:
+        """Returns when the batch is on disk; raises DiskFailed when it could not be written and was undone.
+
+        Whoever comes first for a batch writes it, after the one before it; the others wait for that.
+        """
+        if batch is None:
+            return
+        if batch.led:
+            batch.written.wait()
+        else:  # should two come here at once, the second one finds it done
+            batch.led = True
+            with self.writing:
+                if not batch.done:
+                    self.write(self.close_batch())
+        if batch.error:
+            raise batch.error
+
+    def close_batch(self) -> Batch:
+        """The open batch, which takes no more changes from here on.  The caller holds `writing` and must write it."""
+        with self._mutex:
+            batch, self._open = self._open, Batch()
+        return batch
+
+    def write(self, batch: Batch) -> None:
+        """Writes a closed batch, or undoes it and says so in its `error`.  The caller holds `writing`."""
+        try:
+            if batch.lines:
+                self._append(b"\n".join(batch.lines) + b"\n")
+        except OSError as error:
+            self._failed(batch, error)
+        batch.done = True
+        batch.written.set()
+
+    def _append(self, data: bytes) -> None:
+        if self.journal_bytes == 0:
+            data = to_json({"Journal": self.generation}) + b"\n" + data
+        left = memoryview(data)
+        while left:
+            left = left[os.write(self.journal, left) :]
+        os.fsync(self.journal)
+        self.journal_bytes += len(data)
+
+    def _failed(self, batch: Batch, error: OSError) -> None:
+        """Cuts off what was half written; undoes the batch and the open one, which may have built on it."""
+        log.error("store.failed file=%s error=%r", self.journal_path, os_words(error))
+        batch.error = DiskFailed(
+            f"cannot write {self.journal_path}: {os_words(error)}: nothing was changed; make room and try again"
+        )
+        built_on_it: List[Batch] = []
+
+        def take() -> Changes:
+            built_on_it.append(self.close_batch())
+            return batch.changes + built_on_it[0].changes
+
+        self.undo(take)
+        try:
+            os.ftruncate(self.journal, self.journal_bytes)
+            os.lseek(self.journal, 0, os.SEEK_END)
+        except OSError as worse:
+            log.error("store.failed file=%s error=%r", self.journal_path, os_words(worse))
+        for follower in built_on_it:
+            follower.error, follower.done = batch.error, True
+            follower.written.set()
+
+    # -- the snapshot
+
+    def next_journal(self) -> None:
+        """Begins the next journal; the former stays as PATH.journal.N.  The caller holds `writing`.  Raises OSError."""
+        size = self.journal_bytes
+        os.close(self.journal)  # Windows renames no file that is open
+        try:
+            jobrunner.replace_file(self.journal_path, f"{self.journal_path}.{self.generation}")
+            self.generation, size = self.generation + 1, 0
+        finally:
+            self._open_journal(size)
+
+    def write_snapshot(self, jobs: List[Job], server: Dict[str, Any]) -> None:
+        """Replaces jobs.json, on disk and whole, then removes the journals it holds; raises OSError."""
+        server = {"Format": FORMAT, **server}
+        temporary = self.path + ".new"
+        try:
+            with open(temporary, "wb", opener=_private) as file:
+                for chunk in database_chunks(jobs, server):
+                    file.write(chunk)
+                    time.sleep(0)  # lets a request have the interpreter
+                file.flush()
+                os.fsync(file.fileno())
+                self.snapshot_bytes = file.tell()
+            jobrunner.replace_file(temporary, self.path)
+        except OSError:
+            _remove(temporary)
+            raise
+        _sync_folder(self.path)
+        for number, path in self._older_journals():
+            if number < server["Journal"]:
+                _remove(path)
+
+    def close(self, clean: bool) -> None:
+        """Lets go of the database; after a snapshot that holds everything (clean) the empty journal goes too."""
+        os.close(self.journal)
+        if clean and self.journal_bytes == 0:
+            _remove(self.journal_path)
+        self.lock.release()
+
+    # -- outputs
+
+    def write_output(self, job: Job, stream: str, data: bytes) -> None:
+        """Keeps the tail of a job's output, durably; stream: "out" or "err".  Raises DiskFailed."""
+        path = self._output_file(job, stream)
+        try:
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            with open(path, "wb", opener=_private) as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise DiskFailed(f"cannot write {path}: {os_words(error)}: make room and try again") from None
+
+    def read_output(self, job: Job, stream: str) -> bytes:
+        """The tail kept of the job's latest run that printed; nothing if there is none."""
+        try:
+            with open(self._output_file(job, stream), "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            return b""
+
+    def _output_file(self, job: Job, stream: str) -> str:
+        # a thousand jobs a folder, and named by our own numbers alone: nothing a client sends becomes a path
+        return os.path.join(self.output_path, f"{job.number // 1000:03d}", f"{job}.{stream}")
+
+
+def _journal_entry(line: bytes) -> Optional[Dict[str, Any]]:
+    try:
+        entry = from_json(line)
+    except BadRequest:
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _remove(path: str) -> None:
+    try:
+        os.remove(path)
+    except OSError as error:
+        log.debug("store.remove file=%s error=%r", path, os_words(error))
+
+
+def _sync_folder(path: str) -> None:
+    """Makes a rename in the file's folder durable, where the system has such a thing."""
+    if not WINDOWS:
+        folder = os.open(os.path.dirname(path), os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Nodes: the machines that clients run on
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Poll:
+    """One POST /request that is being held open."""
+
+    def __init__(self, slots: int):
+        self.slots = slots
+        self.superseded = False
+        self.wake = threading.Event()
+
+
+class Node:
+    """What is known of one client.
+
+    host        text    its name
+    client      text    the id of its spool, which tells two clients of one name apart; "" = it has none
+    original    bool    it speaks the GET forms: no heartbeat, no signals
+    properties  {text}  what Requires is compared with
+    last_seen   time    its latest request
+    slots       int     how many jobs it runs at most; 0 = never said
+    info        {}      what it says of itself (System, Version, ...)
+    poll        Poll    the request it has open, if any
+    handed      {id: lease}  what the latest answer gave it, until it has named it once
+    """
+
+    def __init__(self, host: str, client: str, original: bool):
+        self.host = host
+        self.client = client
+        self.original = original
+        self.properties = frozenset([f"host={host}"])
+        self.last_seen = 0.0
+        self.slots = 0
+        self.down = False
+        self.info: Dict[str, Any] = {}
+        self.poll: Optional[Poll] = None
+        self.handed: Dict[str, str] = {}
+
+    def describe(self, info: Dict[str, Any]) -> None:
+        """Takes in what a client says of itself: Slots, Properties, System and whatever else, kept for listings."""
+        slots, words = info.get("Slots"), info.get("Properties")
+        self.slots = slots if type(slots) is int and slots >= 0 else self.slots
+        words = [word for word in words if isinstance(word, str)] if isinstance(words, list) else []
+        self.properties = frozenset(words + [f"host={self.host}"])
+        self.info = info
+
+    def to_record(self, running: int) -> Dict[str, Any]:
+        state = "down" if self.down else "job-busy" if self.slots and running >= self.slots else "free"
+        return {
+            "Host": self.host,
+            "State": state,
+            "Slots": self.slots,
+            "Running": running,
+            "LastSeen": format_time(self.last_seen),
+            "Original": self.original,
+            "Properties": sorted(self.properties),
+            "Info": self.info,
+        }
+
+
+class Need(NamedTuple):
+    """What a job asks of a client; jobs of the same need wait in the same heap, so a pick looks at heaps, not jobs."""
+
+    plain: bool
+    ncpus: int
+    requires: Tuple[str, ...]
+    refused_by: Tuple[str, ...]
+
+    @classmethod
+    def of(cls, job: Job) -> "Need":
+        return cls(job.plain, job.ncpus, tuple(job.requires), tuple(job.refused_by))
+
+    def fits(self, node: Node, slots: int) -> bool:
+        return (
+            self.ncpus <= slots
+            and (self.plain or not node.original)
+            and node.host not in self.refused_by
+            and node.properties.issuperset(self.requires)
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The queue: the rules
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Queue:
+    """Every job, and every rule.  Safe to call from many threads; see the head of this file.
+
+    clock         wall time
+    node_timeout  s of silence after which a client of ours counts as down
+    requeue_after s of silence after which its jobs are given to others; 0 = never
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Callable[[], float] = now,
+        node_timeout: float = 300,
+        requeue_after: float = 3600,
+    ):
+        self.store = store
+        self.clock = clock
+        self.node_timeout = node_timeout
+        self.requeue_after = requeue_after
+        self.lock = threading.Lock()
+        self.started = clock()
+        self.stopping = False
+        self.jobs: Dict[str, Job] = {}
+        self.numbers: Dict[Union[int, Tuple[int, int]], str] = {}  # Number, or (Number, Index), to ID
+        self.next_number = 1
+        self.nodes: Dict[Tuple[str, str], Node] = {}  # by host and the client's own id
+        # Kept by `_put` alone:
+        self.ready: Dict[Need, List[Tuple[int, int, int, str]]] = {}  # heaps, first to run first; see `_pick`
+        self.leased: Dict[str, Dict[str, None]] = {}  # ids of the running jobs by host, in order of their lease
+        self.alarms: List[Tuple[float, str]] = []  # heap: when a lease ends or a waiting job is ready
+        self.counts = {state: 0 for state in State}
+        self.statuses = {status: 0 for status in STATUSES}
+        self.ends: Deque[List[int]] = collections.deque()  # [minute, jobs that ended in it]
+        self.watchers: Dict[str, List[threading.Event]] = {}  # who waits for a job's end
+        self.snapshot_lock = threading.Lock()
+        self.snapshot_time = time.monotonic()
+        store.undo = self._undo
+
+    # -- start and stop
+
+    def load(self) -> None:
+        """Takes in the database; raises Damaged.  What the original left without a number gets the next ones."""
+        numberless, path = [], self.store.path
+        for bucket, key, record in self.store.read():
+            if bucket == "Server":
+                self.next_number = record.get("Next", 1)
+            elif bucket in BUCKETS.values():
+                job = stored_job(bucket, key, record, path)
+                if job.id in self.jobs or not job.id:
+                    raise Damaged(f"{path}: {'two jobs have' if job.id else 'a job has no'} ID {job.id}: the file was not changed; mend it")
+                self._put(None, job)
+                if not job.number:
+                    numberless.append(job.id)
+            else:
+                log.warning("store.unknown file=%s key=%s: not a part of the database, dropped", path, bucket)
+        for entry in self.store.replay():
+            try:
+                self._replay(entry)
+            except (JobrunnerError, KeyError, TypeError, ValueError) as error:
+                raise Damaged(f"{self.store.journal_path}: a change makes no sense ({error!r}): put back its database") from None
+        for number, job_id in enumerate(numberless, self.next_number):
+            self._put(self.jobs[job_id], self.jobs[job_id].but(number=number))
+        self.next_number += len(numberless)
+        self.jobs = dict(sorted(self.jobs.items(), key=lambda item: (item[1].number, item[1].index or 0)))
+        self._grant_grace()
+
+    def _replay(self, entry: Dict[str, Any]) -> None:
+        for record in entry.get("Put", ()):
+            job = Job.from_record(record)
+            self._put(self.jobs.get(job.id), job)
+            self.next_number = max(self.next_number, job.number + 1)
+        if "Sample" in entry:
+            job_id, cpu, mem, seconds, cpu_time = entry["Sample"]
+            job = self.jobs[job_id]
+            self._put(job, job.sampled(cpu, mem, seconds).but(cpu_time_used=cpu_time))
+
+    def _grant_grace(self) -> None:
+        """While the server was off no client of ours could renew its leases: they count from now."""
+        moment = self.clock()
+        for job_id in [i for ids in self.leased.values() for i in ids]:
+            job = self.jobs[job_id]
+            if job.lease:
+                self._put(job, job.but(expiry=self._renewed(moment)))
+
+    def stop(self) -> None:
+        """Sends every held-open request home, then folds the journal into the snapshot; raises OSError."""
+        with self.lock:
+            self.stopping = True
+            for node in self.nodes.values():
+                if node.poll:
+                    node.poll.wake.set()
+            for events in self.watchers.values():
+                for event in events:
+                    event.set()
+        clean = self.snapshot()
+        self.store.close(clean)
+
+    def snapshot(self) -> bool:
+        """Writes the snapshot; False if it cannot be, which loses nothing: the journals stay."""
+        with self.snapshot_lock:
+            began = time.monotonic()
+            try:
+                with self.store.writing:
+                    with self.lock:
+                        jobs, batch = list(self.jobs.values()), self.store.close_batch()
+                        server = {"Journal": self.store.generation + 1, "Next": self.next_number, "Version": VERSION}
+                    self.store.write(batch)
+                    if batch.error:
+                        return False
+                    self.store.next_journal()
+                self.store.write_snapshot(jobs, server)
+            except OSError as error:
+                log.error("store.snapshot_failed file=%s error=%r: the journal is kept, and it is tried again",
+                          self.store.path, os_words(error))  # fmt: skip
+                return False
+            finally:
+                self.snapshot_time = time.monotonic()
+            log.info("store.snapshot jobs=%d bytes=%d seconds=%.3f", len(jobs), self.store.snapshot_bytes,
+                     self.snapshot_time - began)  # fmt: skip
+            return True
+
+    def snapshot_due(self) -> bool:
+        """True if the journal has grown so much, or a small one has waited so long, that folding it in is worth it."""
+        journal, snapshot = self.store.journal_bytes, self.store.snapshot_bytes
+        waited = time.monotonic() - self.snapshot_time
+        return (journal > max(SMALL_SNAPSHOT, snapshot // 2) and waited > 5) or (
+            journal > 0 and waited > IDLE_SNAPSHOT and snapshot < 16 * SMALL_SNAPSHOT
+        )
+
+    # -- the life of a job, in its order
+
+    def add(self, records: List[Any]) -> List[Job]:
+        """Queues jobs, all or none, in the order given; raises BadRequest, DiskFailed."""
+        jobs = [self._submitted(record, place, len(records)) for place, record in enumerate(records)]
+        with self.lock:
+            number = self.next_number
+            self.next_number += len(jobs)
+        for place, job in enumerate(jobs):
+            job.number = number + place
+        entry = {"Put": [job.to_record() for job in jobs]}
+        with self.lock:
+            batch = self._commit(entry, [(None, job) for job in jobs])
+            self._wake(jobs)
+        self.store.wait(batch)
+        return jobs
+
+    def _submitted(self, record: Any, place: int, of: int) -> Job:
+        """A new job as its submitter described it."""
+        try:
+            job = Job.from_record(record, submitted=True)
+            if job.depend:
+                raise BadRequest("Depend is not known to this version: submit the job when what it needs is done")
+            if job.extra:
+                to_json(job.extra)
+        except BadRequest as error:
+            if of == 1:
+                raise
+            raise BadRequest(f"job {place + 1} of {of}: {error}; none was added") from None
+        job.id, job.submit_time = _new_id(), self.clock()
+        if job.hold:
+            return self._moved(job, "hold", comment="held by its submitter")
+        if job.start_after is not None and job.start_after > job.submit_time:
+            return self._moved(job, "wait", comment=f"waits for {format_time(job.start_after)}")
+        return job
+
+    def lease(self, host: str) -> Optional[Job]:
+        """The next job for an original client, leased to it; None if there is none for it."""
+        with self.lock:
+            node = self._node(host, "", original=True)
+            jobs, batch = self._lease(node, slots=1)
+        self.store.wait(batch)
+        return jobs[0] if jobs else None
+
+    def poll(self, request: Dict[str, Any], alive: Callable[[], bool] = lambda: True) -> Dict[str, Any]:
+        """Our clients' heartbeat: renews the leases it names, and answers as soon as there is a job or a signal for it.
+
+        request: Hostname, Slots (free ones), Wait (s), Running [{"ID","Lease"}], Node {}
+        alive:   tells whether the client still listens; nothing is leased to one that hung up while it waited
+        """
+        host, slots, wait, running, info = _poll_fields(request)
+        deadline = time.monotonic() + wait
+        mine = Poll(slots)
+        with self.lock:
+            node = self._node(host, str(info.get("Client") or ""), original=False)
+            node.describe(info)
+            signals = self._renew(node, running)
+            if node.poll and node.client:  # this one says more than the one that is held open: send that home
+                node.poll.superseded = True
+                node.poll.wake.set()
+            node.poll = mine
+        first = True
+        while True:
+            with self.lock:
+                jobs: List[Job] = []
+                batch = None
+                if mine.superseded or self.stopping:
+                    wait = 0
+                elif slots and (first or alive()):
+                    jobs, batch = self._lease(node, slots)
+                signals = signals or self._signals(running)
+                left = deadline - time.monotonic() if wait else 0
+                if jobs or signals or left <= 0:
+                    if node.poll is mine:
+                        node.poll = None
+                    node.last_seen = self.clock()
+                    break
+                mine.wake.clear()
+            first = False
+            mine.wake.wait(left)
+        self.store.wait(batch)
+        return {"Jobs": [job.to_record() for job in jobs], "Signals": signals, "Drain": False}
+
+    def _renew(self, node: Node, running: List[Tuple[str, str, str]]) -> List[Dict[str, str]]:
+        """Renews the leases a client names; signals for those it has no right to any more."""
+        signals, moment = [], self.clock()
+        for job_id, lease, _ in running:
+            job = self.jobs.get(job_id)
+            node.handed.pop(job_id, None)
+            if job and lease and job.lease == lease:
+                if job.state is State.QUEUED:  # given up for lost, but nobody else has begun it: it keeps it
+                    self._commit_put(job, self._moved(job, "lease", comment="", host=node.host))
+                    job = self.jobs[job_id]
+                if job.state is State.RUNNING:
+                    self._put(job, job.but(expiry=self._renewed(moment)))
+            else:
+                signals.append({"ID": job_id, "Signal": "delete"})
+        for job_id, lease in node.handed.items():
+            # Its former request was answered with this job, and it does not have it: the answer was lost on the way.
+            job = self.jobs.get(job_id)
+            if job and job.state is State.RUNNING and job.lease == lease:
+                self._commit_put(job, self._requeued(job, f"the answer that gave it to {node.host} was lost"))
+        node.handed = {}
+        return signals
+
+    def _signals(self, running: List[Tuple[str, str, str]]) -> List[Dict[str, str]]:
+        """What a client is to do with the jobs it runs and has not been told yet."""
+        found = []
+        for job_id, lease, known in running:
+            job = self.jobs.get(job_id)
+            if job and job.signal and job.signal != known and job.lease == lease and job.state is State.RUNNING:
+                found.append({"ID": job_id, "Signal": job.signal})
+        return found
+
+    def _renewed(self, moment: float) -> Optional[float]:
+        """When a lease of ours ends that was renewed at `moment`; None = never."""
+        return round(moment + self.requeue_after, 6) if self.requeue_after else None
+
+    def _lease(self, node: Node, slots: int) -> Tuple[List[Job], Optional[Batch]]:
+        """The next jobs that fit into `slots`, leased to a node; the caller holds the lock."""
+        leased: List[Job] = []
+        changes = []
+        moment = self.clock()
+        while slots > 0:
+            job = self._pick(node, slots)
+            if job is None:
+                break
+            run = self._moved(
+                job,
+                "lease",
+                host=node.host,
+                start_time=moment,
+                expiry=round(moment + job.runtime + ORIGINAL_LEASE, 6) if node.original else self._renewed(moment),
+                lease="" if node.original else os.urandom(16).hex(),
+                run_count=job.run_count + 1,
+                comment="",
+            )
+            slots -= run.ncpus
+            leased.append(run)
+            self._put(job, run)  # at once, so that the next pick does not find it again
+            changes.append((job, run))
+            if node.client:
+                node.handed[run.id] = run.lease
+            log.debug("job.lease job=%s host=%s run=%d walltime=%d", run, run.host, run.run_count, run.runtime)
+        if not leased:
+            return [], None
+        return leased, self.store.append({"Put": [job.to_record() for job in leased]}, changes)
+
+    def _pick(self, node: Node, slots: int) -> Optional[Job]:
+        """The first job in the queue's order that the node can run now, taken off its heap."""
+        best: Optional[List[Tuple[int, int, int, str]]] = None
+        for need in list(self.ready):
+            heap = self.ready[need]
+            while heap and not self._waits_here(need, heap[0]):
+                heapq.heappop(heap)
+            if not heap:
+                del self.ready[need]
+            elif need.fits(node, slots) and (best is None or heap[0] < best[0]):
+                best = heap
+        return self.jobs[heapq.heappop(best)[3]] if best else None
+
+    def _waits_here(self, need: Need, entry: Tuple[int, int, int, str]) -> bool:
+        """Heaps are not searched when a job leaves or changes; what no longer holds is passed over when it comes up."""
+        job = self.jobs.get(entry[3])
+        return job is not None and job.state is State.QUEUED and _order(job) == entry and Need.of(job) == need
+
+    def report(self, reports: List[Dict[str, Any]], kind: str) -> List[Dict[str, Any]]:
+        """Takes in that runs ended.  Raises BadRequest (unknown job, or not a report), and then none counts.
+
+        kind: finish, timeout or dead.  A report of a run that is not the job's present one changes nothing, so one sent
+        twice counts once; answers {"ID"} each, with "Stale": true where it came from a run that is not the latest.
+        """
+        words = [self._report_fields(report) for report in reports]
+        for report, (job_id, _, _) in zip(reports, words):
+            self._keep_outputs(self.jobs[job_id], report)
+        answers, ended, changes = [], [], []
+        with self.lock:
+            for report, (job_id, lease, host) in zip(reports, words):
+                job = self.jobs[job_id]
+                current = job.lease == lease and (bool(lease) or job.host == host)
+                answers.append({"ID": job_id} if current else {"ID": job_id, "Stale": True})
+                if current and job.state is State.RUNNING:
+                    over = self._ended(job, report, kind)
+                    self._put(job, over)
+                    ended.append(over)
+                    changes.append((job, over))
+            batch = self.store.append({"Put": [job.to_record() for job in ended]}, changes) if ended else None
+            self._wake([job for job in ended if job.state is State.QUEUED])
+        self.store.wait(batch)
+        for job in ended:
+            self._tell_watchers(job)
+        return answers
+
+    def _report_fields(self, report: Any) -> Tuple[str, str, str]:
+        """(ID, Lease, Hostname) of a report; raises BadRequest for what is none, and for unknown jobs."""
+        if not isinstance(report, dict) or not isinstance(report.get("ID"), str):
+            raise BadRequest("a report is a JSON object with the job's ID")
+        if report["ID"] not in self.jobs:
+            raise BadRequest(f"no job has ID {report['ID']!r}: it was never added here, or forgotten since")
+        for key, kinds in _REPORT_KINDS.items():
+            value = report.get(key)
+            if value is not None and (not isinstance(value, kinds) or isinstance(value, bool) or value == float("inf")):
+                raise BadRequest(f"{key} of a report must not be {jobrunner._kind(value)} like that")
+        if report.get("Status") is not None and report["Status"] not in STATUSES + ("released",):
+            raise BadRequest(f"Status of a report must be one of {', '.join(STATUSES)} or released")
+        if report.get("EndTime") is not None:
+            jobrunner.parse_time(report["EndTime"])
+        return report["ID"], report.get("Lease") or "", report.get("Hostname") or UNKNOWN_HOST
+
+    def _keep_outputs(self, job: Job, report: Dict[str, Any]) -> None:
+        """Writes the tails that came with a report, before the report itself counts."""
+        for key, stream in (("StdOutTail", "out"), ("StdErrTail", "err")):
+            text = report.get(key)
+            if text and job.state is State.RUNNING and job.lease == (report.get("Lease") or ""):
+                self.store.write_output(job, stream, tail_bytes(text)[-OUTPUT_TAIL:])
+
+    def _ended(self, job: Job, report: Dict[str, Any], kind: str) -> Job:
+        """The job after the end of its run."""
+        if report.get("Status") == "refused":
+            reason = report.get("Comment") or "the client does not run such commands"
+            refused_by = job.refused_by + [job.host]
+            return self._requeued(job, f"refused by {', '.join(refused_by)}: {reason}", refused_by=refused_by)
+        if report.get("Status") == "released":
+            return self._requeued(job, report.get("Comment") or f"given back by {job.host}")
+        exit_status = report.get("ExitStatus")
+        if exit_status is None:
+            exit_status = {"timeout": EXIT_WALLTIME, "dead": EXIT_DEAD}.get(kind)
+        status = kind if kind != "finish" else report.get("Status") or ("failed" if exit_status else "finished")
+        moment = self.clock()
+        end_time = jobrunner.parse_time(report["EndTime"]) if report.get("EndTime") else moment
+        return self._moved(
+            job,
+            "end",
+            status=status,
+            exit_status=exit_status,
+            comment=report.get("Comment") or "",
+            end_time=max(min(end_time, moment), job.start_time or 0),
+            cpu_time_used=max(job.cpu_time_used, report.get("CpuTimeUsed") or 0),
+            max_mem=max(job.max_mem, report.get("MaxMem") or 0),
+            signal="",
+        )
+
+    def sample(self, samples: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+        """Keeps usage samples {"ID","Lease","CPU","Mem"[,"CpuTimeUsed","Seconds"]}; raises BadRequest."""
+        words = [self._report_fields(sample) for sample in samples]
+        for sample in samples:
+            if type(sample.get("CPU")) is not int or type(sample.get("Mem")) is not int:
+                raise BadRequest("a usage report needs CPU (percent of one core x 100) and Mem (bytes), whole numbers")
+        batch, answers = None, []
+        with self.lock:
+            for sample, (job_id, lease, _) in zip(samples, words):
+                job = self.jobs[job_id]
+                answers.append({"ID": job_id} if job.lease == lease else {"ID": job_id, "Stale": True})
+                if job.lease == lease and job.state is State.RUNNING:
+                    batch = self._sample(job, sample)
+        self.store.wait(batch)
+        return answers
+
+    def _sample(self, job: Job, sample: Dict[str, Any]) -> Batch:
+        seconds, cpu_time = sample.get("Seconds") or 60, max(job.cpu_time_used, sample.get("CpuTimeUsed") or 0)
+        after = job.sampled(sample["CPU"], sample["Mem"], seconds).but(cpu_time_used=cpu_time)
+        return self._commit({"Sample": [job.id, sample["CPU"], sample["Mem"], seconds, cpu_time]}, [(job, after)])
+
+    def delete(self, names: List[str]) -> List[Job]:
+        """Ends jobs: at once if they wait, through their client if they run; raises UnknownJob, BadState; then none is."""
+        changes, moment = [], self.clock()
+        with self.lock:
+            for job in {job.id: job for job in map(self._find, names)}.values():
+                if job.state is State.RUNNING:
+                    changes.append((job, job.but(signal="delete", comment=self._delete_words(job))))
+                else:
+                    over = dict(status="deleted", end_time=moment, comment="deleted before it ran")
+                    changes.append((job, self._moved(job, "delete", **over)))
+            batch = self._commit({"Put": [after.to_record() for _, after in changes]}, changes) if changes else None
+            for _, job in changes:
+                for node in self.nodes.values():
+                    if job.state is State.RUNNING and node.host == job.host and node.poll:
+                        node.poll.wake.set()
+        self.store.wait(batch)
+        for _, job in changes:
+            self._tell_watchers(job)
+        return [job for _, job in changes]
+
+    def _delete_words(self, job: Job) -> str:
+        if job.lease:
+            return f"being deleted: {job.host} is told to end it"
+        return f"being deleted: {job.host} runs an original client, which cannot be told; it ends with its report or lease"
+
+    def tick(self) -> None:
+        """Everything that only time causes: leases that end, jobs whose start time has come, nodes that fall silent."""
+        moment, changes = self.clock(), []
+        with self.lock:
+            while self.alarms and self.alarms[0][0] <= moment:
+                _, job_id = heapq.heappop(self.alarms)
+                job = self.jobs.get(job_id)
+                if job is None:
+                    continue
+                if job.state is State.WAITING and (job.start_after or 0) <= moment:
+                    changes.append((job, self._moved(job, "ready", comment="")))
+                elif job.state is State.RUNNING and job.expiry is not None:
+                    if job.expiry > moment:  # renewed since the alarm was set
+                        heapq.heappush(self.alarms, (job.expiry, job_id))
+                    else:
+                        changes.append((job, self._expired(job)))
+            batch = self._commit({"Put": [after.to_record() for _, after in changes]}, changes) if changes else None
+            self._wake([after for _, after in changes if after.state is State.QUEUED])
+            for node in self.nodes.values():
+                self._watch_node(node, moment)
+        self.store.wait(batch)
+        for _, job in changes:
+            self._tell_watchers(job)
+
+    def _expired(self, job: Job) -> Job:
+        """A running job whose lease is over: nobody has reported it."""
+        log.warning("job.expired job=%s host=%s run=%d", job, job.host, job.run_count)
+        if job.signal == "delete":
+            over = dict(status="deleted", comment=f"deleted; {job.host} has not reported its end", signal="")
+            return self._moved(job, "end", end_time=self.clock(), **over)
+        if not job.rerunable:
+            words = f"{job.host} was not heard of until the lease ended, and the job must not run twice"
+            return self._moved(job, "lose", end_time=self.clock(), status="lost", exit_status=EXIT_LOST, comment=words)
+        words = f"{job.host} was not heard of until the lease ended: queued again"
+        return self._requeued(job, words, lease=job.lease)
+
+    def _watch_node(self, node: Node, moment: float) -> None:
+        silent = not node.poll and moment - node.last_seen > self.node_timeout
+        if silent and not node.down:
+            log.warning("node.down host=%s silent=%d", node.host, moment - node.last_seen)
+        node.down = silent
+
+    # -- the pictures people ask for
+
+    def find(self, name: str) -> Job:
+        """The job that goes by a Number, `17[3]`, a UUID or the beginning of just one; raises UnknownJob."""
+        with self.lock:
+            return self._find(name)
+
+    def _find(self, name: str) -> Job:
+        number = re.match(r"(\d{1,18})(?:\[(\d{1,18})\])?\Z", name, re.ASCII)
+        job_id: Optional[str] = name if name in self.jobs else None
+        if job_id is None and number:
+            job_id = self.numbers.get(_short(int(number.group(1)), int(number.group(2)) if number.group(2) else None))
+        if job_id is None and len(name) >= 4:
+            found = [i for i in self.jobs if i.startswith(name.lower())]
+            if len(found) > 1:
+                raise UnknownJob(f"{len(found)} jobs have an ID that begins with {name}: type more of it")
+            job_id = found[0] if found else None
+        if job_id is None:
+            raise UnknownJob(f"there is no job {name}: qstat -x lists all there are")
+        return self.jobs[job_id]
+
+    def wait_for_end(self, name: str, seconds: float) -> Job:
+        """The job, once it is finished or the time is over."""
+        with self.lock:
+            job, event = self._find(name), threading.Event()
+            if job.state is State.FINISHED or seconds <= 0 or self.stopping:
+                return job
+            self.watchers.setdefault(job.id, []).append(event)
+        event.wait(seconds)
+        with self.lock:
+            waiting = self.watchers.get(job.id, [])
+            if event in waiting:
+                waiting.remove(event)
+            if not waiting:
+                self.watchers.pop(job.id, None)
+            return self.jobs[job.id]
+
+    def _tell_watchers(self, job: Job) -> None:
+        if self.watchers and job.state is State.FINISHED:
+            for event in self.watchers.get(job.id, ()):
+                event.set()
+
+    def picture(self) -> List[Job]:
+        """Every job at one moment."""
+        with self.lock:
+            return list(self.jobs.values())
+
+    def status(self) -> Dict[str, Any]:
+        """What GET /status answers."""
+        with self.lock:
+            minute, nodes = int(self.clock() // 60), collections.Counter(self._node_state(n) for n in self.nodes.values())
+            return {
+                "Version": VERSION,
+                "StartTime": format_time(self.started),
+                "Uptime": round(self.clock() - self.started, 3),
+                "Database": self.store.path,
+                "Jobs": len(self.jobs),
+                "States": {state.value: count for state, count in self.counts.items()},
+                "Statuses": dict(self.statuses),
+                "Nodes": {"free": 0, "job-busy": 0, "down": 0, **nodes},
+                "Rates": {
+                    "LastMinute": sum(count for at, count in self.ends if at >= minute - 1),
+                    "LastHour": sum(count for at, count in self.ends if at >= minute - 60),
+                },
+            }
+
+    def node_records(self) -> List[Dict[str, Any]]:
+        """What GET /nodes answers: every client seen since the start, and those that have jobs."""
+        with self.lock:
+            records = [node.to_record(len(self.leased.get(node.host, ()))) for node in self.nodes.values()]
+            for record in records:
+                record["Jobs"] = [str(self.jobs[job_id]) for job_id in self.leased.get(record["Host"], ())]
+        return sorted(records, key=lambda record: record["Host"])
+
+    def _node_state(self, node: Node) -> str:
+        return node.to_record(len(self.leased.get(node.host, ())))["State"]
+
+    # -- under the lock: nodes, and how a job changes
+
+    def _node(self, host: str, client: str, original: bool) -> Node:
+        node = self.nodes.get((host, client))
+        if node is None:
+            node = self.nodes[host, client] = Node(host, client, original)
+            log.info("node.new host=%s original=%s", host, original)
+        if node.down:
+            log.info("node.back host=%s", host)
+        node.original, node.down, node.last_seen = original, False, self.clock()
+        return node
+
+    def _moved(self, job: Job, event: str, **changes: Any) -> Job:
+        """The job after an event of the transition table; raises BadState if it leads nowhere."""
+        return job.but(state=next_state(job, event), **changes)
+
+    def _requeued(self, job: Job, comment: str, lease: str = "", **changes: Any) -> Job:
+        """A running job back in the queue; held instead if it was started too often to go on like that."""
+        words = dict(comment=comment, lease=lease, host="", expiry=None, signal="", **changes)
+        queued = self._moved(job, "requeue", **words)
+        if job.run_count >= MAX_STARTS:
+            return self._moved(queued, "hold", comment=f"held after {job.run_count} starts that never ended: {comment}")
+        return queued
+
+    def _commit_put(self, old: Job, new: Job) -> Batch:
+        return self._commit({"Put": [new.to_record()]}, [(old, new)])
+
+    def _commit(self, entry: Dict[str, Any], changes: Changes) -> Batch:
+        """Makes a change here and hands it to the journal; to be waited for outside the lock."""
+        batch = self.store.append(entry, changes)  # first: it raises for what cannot be written
+        for old, new in changes:
+            self._put(old, new)
+        return batch
+
+    def _undo(self, take: Callable[[], Changes]) -> None:
+        """Puts back what could not be written, latest first."""
+        with self.lock:
+            changes = take()
+            for old, new in reversed(changes):
+                self._put(new, old)
+            self._wake([old for old, _ in changes if old and old.state is State.QUEUED])
+
+    def _put(self, old: Optional[Job], new: Optional[Job]) -> None:
+        """Replaces a job (None: there was none, there is none) and everything that follows from it: the only place."""
+        if old:
+            self._uncount(old)
+        if new is None:
+            if old:
+                del self.jobs[old.id]
+                self.numbers.pop(_short(old.number, old.index), None)
+            return
+        self.jobs[new.id] = new
+        self.numbers[_short(new.number, new.index)] = new.id
+        self.counts[new.state] += 1
+        if new.state is State.QUEUED:
+            entry, need = _order(new), Need.of(new)
+            if old is None or old.state is not State.QUEUED or _order(old) != entry or Need.of(old) != need:
+                heapq.heappush(self.ready.setdefault(need, []), entry)
+        elif new.state is State.RUNNING:
+            self.leased.setdefault(new.host, {})[new.id] = None
+            # a lease that is renewed needs no alarm of its own: the one there is asks again when it goes off
+            if new.expiry is not None and (old is None or old.state is not State.RUNNING):
+                heapq.heappush(self.alarms, (new.expiry, new.id))
+        elif new.state is State.WAITING:
+            heapq.heappush(self.alarms, (new.start_after or 0, new.id))
+        elif new.state is State.FINISHED:
+            self.statuses[new.status] = self.statuses.get(new.status, 0) + 1
+            if old is not None:
+                self._count_end()
+
+    def _uncount(self, old: Job) -> None:
+        self.counts[old.state] -= 1
+        if old.state is State.RUNNING:
+            ids = self.leased[old.host]
+            del ids[old.id]
+            if not ids:
+                del self.leased[old.host]
+        elif old.state is State.FINISHED:
+            self.statuses[old.status] -= 1
+
+    def _count_end(self) -> None:
+        minute = int(self.clock() // 60)
+        if not self.ends or self.ends[-1][0] != minute:
+            self.ends.append([minute, 0])
+            while self.ends[0][0] < minute - 60:
+                self.ends.popleft()
+        self.ends[-1][1] += 1
+
+    def _wake(self, jobs: List[Job]) -> None:
+        """Wakes a waiting client for each job that became ready: one that can run it, and only as many as there is work."""
+        waiting = [node for node in self.nodes.values() if node.poll and node.poll.slots and not node.poll.wake.is_set()]
+        if not waiting:
+            return
+        for job in jobs:
+            need = Need.of(job)
+            for node in waiting:
+                if job.state is State.QUEUED and need.fits(node, node.poll.slots):
+                    node.poll.wake.set()
+                    waiting.remove(node)
+                    break
+            if not waiting:
+                return
+
+
+def _short(number: int, index: Optional[int]) -> Union[int, Tuple[int, int]]:
+    """The key of a job in Queue.numbers; most have no index, and then the tuple would take a tenth of their room."""
+    return number if index is None else (number, index)
+
+
+def _order(job: Job) -> Tuple[int, int, int, str]:
+    """What jobs are sorted by: priority, Number, Index."""
+    return (-job.priority, job.number, job.index or 0, job.id)
+
+
+def _new_id() -> str:
+    """A random UUID (version 4); uuid.uuid4 takes three times as long."""
+    digits = os.urandom(16).hex()
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{'89ab'[int(digits[16], 16) & 3]}{digits[17:20]}-{digits[20:]}"
+
+
+def tail_bytes(text: str) -> bytes:
+    """The bytes of an output that travelled as text, where bytes that are no UTF-8 are halves of surrogate pairs."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # halves that stand for no byte: whoever sent them did not make them from an output
+        return text.encode("utf-8", "replace")
+
+
+_REPORT_KINDS: Dict[str, Any] = {
+    "Lease": str,
+    "Hostname": str,
+    "ExitStatus": int,
+    "Status": str,
+    "Comment": str,
+    "EndTime": str,
+    "CpuTimeUsed": (int, float),
+    "MaxMem": int,
+    "StdOutTail": str,
+    "StdErrTail": str,
+    "Seconds": int,
+}
+
+
+def _poll_fields(request: Any) -> Tuple[str, int, float, List[Tuple[str, str, str]], Dict[str, Any]]:
+    """(Hostname, Slots, Wait, [(ID, Lease, Signal it knows of)], Node) of a POST /request; raises BadRequest."""
+    if not isinstance(request, dict):
+        raise BadRequest("a request is a JSON object with Hostname and Slots")
+    host, slots, wait = request.get("Hostname"), request.get("Slots", 1), request.get("Wait", 0)
+    running, info = request.get("Running") or [], request.get("Node") or {}
+    if host is not None and not isinstance(host, str):
+        raise BadRequest("Hostname must be text")
+    if type(slots) is not int or not 0 <= slots <= 1 << 20:
+        raise BadRequest("Slots must be a whole number, 0 or more")
+    if isinstance(wait, bool) or not isinstance(wait, (int, float)) or wait < 0:
+        raise BadRequest("Wait must be a number of seconds, 0 or more")
+    if not isinstance(running, list) or not all(isinstance(r, dict) and isinstance(r.get("ID"), str) for r in running):
+        raise BadRequest('Running must be a list of {"ID","Lease"}')
+    if not isinstance(info, dict):
+        raise BadRequest("Node must be an object")
+    to_json(info)  # it will be shown in listings: refuse now what could not be
+    named = [(r["ID"], str(r.get("Lease") or ""), str(r.get("Signal") or "")) for r in running]
+    return host or UNKNOWN_HOST, slots, min(wait, LONGEST_POLL), named, info
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Answers and routes: what each URL does with what was sent
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Request(NamedTuple):
+    """What a route gets to see of an HTTP request."""
+
+    method: str
+    query: Dict[str, str]
+    body: bytes
+    alive: Callable[[], bool]
+    local: bool  # it comes from this machine
+    stop: Callable[[], None]  # ends the server
+
+
+class Answer(NamedTuple):
+    """What a route gives back; a body that is no bytes is sent piece by piece."""
+
+    status: int
+    body: Union[bytes, Iterator[bytes]] = b""
+    headers: bytes = b"Content-Type: application/json\r\n"
+
+
+EMPTY = Answer(200, b"", b"")  # as the original answers a report: a client of its kind leaks what has a body
+NOTHING = Answer(204, b"", b"")
+
+
+def _error(status: int, sentence: str, headers: bytes = b"") -> Answer:
+    return Answer(status, to_json({"Error": sentence}), Answer._field_defaults["headers"] + headers)
+
+
+def _configuration(request: Request) -> Any:
+    """The JSON in ?configuration=; raises BadRequest."""
+    text = request.query.get("configuration")
+    if not text:
+        raise BadRequest("the query has no configuration: send ?configuration= with the job as JSON")
+    return from_json(text.encode("utf-8", "surrogatepass"), "configuration")
+
+
+def _body(request: Request) -> Any:
+    if not request.body:
+        raise BadRequest("the request has no body: send JSON")
+    return from_json(request.body)
+
+
+def _body_list(request: Request) -> List[Any]:
+    value = _body(request)
+    return value if isinstance(value, list) else [value]
+
+
+def get_dump(queue: Queue, request: Request) -> Answer:
+    return Answer(200, database_chunks(queue.picture()))
+
+
+def get_add(queue: Queue, request: Request) -> Answer:
+    (job,) = queue.add([_configuration(request)])
+    return Answer(200, b'{"ID":"%b","Number":%d}' % (job.id.encode(), job.number))
+
+
+def post_add(queue: Queue, request: Request) -> Answer:
+    jobs = queue.add(_body_list(request))
+    return Answer(200, to_json([{"ID": job.id, "Number": job.number} for job in jobs]))
+
+
+def get_request(queue: Queue, request: Request) -> Answer:
+    job = queue.lease(request.query.get("hostname") or UNKNOWN_HOST)
+    if job is None:
+        return NOTHING
+    return Answer(200, to_json({"ID": job.id, "Params": job.params, "Runtime": job.runtime}))
+
+
+def post_request(queue: Queue, request: Request) -> Answer:
+    return Answer(200, to_json(queue.poll(_body(request), request.alive)))
+
+
+def _get_report(kind: str) -> Callable[[Queue, Request], Answer]:
+    def report(queue: Queue, request: Request) -> Answer:
+        job_id = _id_of(_configuration(request))
+        queue.report([{"ID": job_id, "Hostname": request.query.get("hostname")}], kind)
+        return EMPTY
+
+    return report
+
+
+def _post_report(kind: str) -> Callable[[Queue, Request], Answer]:
+    return lambda queue, request: Answer(200, to_json(queue.report(_body_list(request), kind)))
+
+
+def _id_of(configuration: Any) -> str:
+    """The ID in what an original client sends back of a job; keys in any letter case."""
+    if not isinstance(configuration, dict):
+        raise BadRequest("configuration is not a job: it must be a JSON object with its ID")
+    for key, value in configuration.items():
+        if key.lower() == "id" and isinstance(value, str):
+            return value
+    raise BadRequest("configuration has no ID: send back the job as /request gave it")
+
+
+def get_usage(queue: Queue, request: Request) -> Answer:
+    job_id = _id_of(_configuration(request))
+    words = [request.query.get(key, "") for key in ("cpu", "mem")]
+    if not all(re.match(r"[+-]?\d{1,18}\Z", word, re.ASCII) for word in words):
+        raise BadRequest("cpu (percent of one core x 100) and mem (bytes) must be whole numbers")
+    queue.sample([{"ID": job_id, "CPU": int(words[0]), "Mem": int(words[1])}])
+    return EMPTY
+
+
+def post_usage(queue: Queue, request: Request) -> Answer:
+    return Answer(200, to_json(queue.sample(_body_list(request))))
+
+
+def get_status(queue: Queue, request: Request) -> Answer:
+    return Answer(200, to_json(queue.status()))
+
+
+def get_nodes(queue: Queue, request: Request) -> Answer:
+    return Answer(200, to_json({"Nodes": queue.node_records()}))
+
+
+def get_job(queue: Queue, request: Request) -> Answer:
+    name, wait = request.query.get("id", ""), request.query.get("wait", "0")
+    if not name or not re.match(r"\d{1,4}\Z", wait, re.ASCII):
+        raise BadRequest("say which job with ?id=, a Number or ID; wait= is a number of seconds")
+    return Answer(200, to_json(queue.wait_for_end(name, min(int(wait), LONGEST_POLL)).public()))
+
+
+def get_output(queue: Queue, request: Request) -> Answer:
+    job = queue.find(request.query.get("id", ""))
+    tails = {key: queue.store.read_output(job, stream) for key, stream in (("StdOut", "out"), ("StdErr", "err"))}
+    texts = {key: data.decode("utf-8", "surrogateescape") for key, data in tails.items()}
+    return Answer(200, to_json({"ID": job.id, "Number": job.number, "State": job.state.value, "Host": job.host, **texts}))
+
+
+def post_delete(queue: Queue, request: Request) -> Answer:
+    wish = _body(request)
+    names = wish.get("IDs") if isinstance(wish, dict) else None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise BadRequest('say which jobs as {"IDs":["17", ...]}')
+    return Answer(200, to_json({"Jobs": [job.public() for job in queue.delete(names)]}))
+
+
+def post_shutdown(queue: Queue, request: Request) -> Answer:
+    if not request.local:
+        return _error(403, "the server is stopped from its own machine only: run qterm there, or end its process")
+    request.stop()
+    return Answer(200, to_json({"Stopping": True}))
+
+
+def get_jobs(queue: Queue, request: Request) -> Answer:
+    """Jobs by number, filtered and paged; see docs/protocol.md."""
+    chosen, fields = _job_filter(request.query), request.query.get("fields")
+    jobs = [job for job in queue.picture() if chosen(job)]
+    offset, limit = (_whole(request.query, key, default) for key, default in (("offset", 0), ("limit", 10000)))
+    page = jobs[offset : offset + limit]
+    return Answer(200, _job_list(page, len(jobs), fields.split(",") if fields else None))
+
+
+def _job_filter(query: Dict[str, str]) -> Callable[[Job], bool]:
+    tests: List[Callable[[Job], bool]] = []
+    for key, value in query.items():
+        words = frozenset(value.split(","))
+        if key == "state":
+            states = frozenset(jobrunner._check_state("state", word) for word in words)
+            tests.append(lambda job, states=states: job.state in states)
+        elif key == "number":
+            numbers = frozenset(_whole({"number": word}, "number", 0) for word in words)
+            tests.append(lambda job, numbers=numbers: job.number in numbers)
+        elif key == "name":
+            tests.append(lambda job, name=value: job.title == name)
+        elif key in ("status", "queue", "host"):
+            tests.append(lambda job, key=key, words=words: getattr(job, key) in words)
+        elif key not in ("offset", "limit", "fields"):
+            raise BadRequest(
+                f"/jobs knows no {key}: use state, status, name, queue, host, number, offset, limit and fields"
+            )
+    return lambda job: all(test(job) for test in tests)
+
+
+def _whole(query: Dict[str, str], key: str, default: int) -> int:
+    word = query.get(key, str(default))
+    if not re.match(r"\d{1,18}\Z", word, re.ASCII):
+        raise BadRequest(f"{key} must be a whole number, 0 or more, not {word!r}")
+    return int(word)
+
+
+def _job_list(jobs: List[Job], total: int, fields: Optional[List[str]]) -> Iterator[bytes]:
+    yield b'{"Total":%d,"Jobs":[' % total
+    for at in range(0, len(jobs), CHUNK):
+        records = [job.public() for job in jobs[at : at + CHUNK]]
+        if fields:
+            records = [{key: record[key] for key in fields if key in record} for record in records]
+        yield (b"," if at else b"") + b",".join(to_json(record) for record in records)
+    yield b"]}"
+
+
+class Route(NamedTuple):
+    """What a URL does: the role it will need, and what answers GET and POST."""
+
+    role: str
+    get: Optional[Callable[[Queue, Request], Answer]] = None
+    post: Optional[Callable[[Queue, Request], Answer]] = None
+
+    @property
+    def methods(self) -> str:
+        return ", ".join(name for name, function in (("GET", self.get), ("POST", self.post)) if function)
+
+
+# Every URL the server answers.
+ROUTES = {
+    # the original's seven
+    "/dump": Route("view", get_dump, get_dump),
+    "/add": Route("submit", get_add, post_add),
+    "/request": Route("agent", get_request, post_request),
+    "/finish": Route("agent", _get_report("finish"), _post_report("finish")),
+    "/timeout": Route("agent", _get_report("timeout"), _post_report("timeout")),
+    "/dead": Route("agent", _get_report("dead"), _post_report("dead")),
+    "/usage": Route("agent", get_usage, post_usage),
+    # for people and scripts
+    "/status": Route("view", get_status),
+    "/jobs": Route("view", get_jobs),
+    "/job": Route("view", get_job),
+    "/nodes": Route("view", get_nodes),
+    "/output": Route("view", get_output),
+    "/delete": Route("submit", post=post_delete),
+    "/shutdown": Route("submit", post=post_shutdown),
+}
+
+
+def answer(queue: Queue, path: str, request: Request) -> Answer:
+    """What the server says to a request; a refusal is an Answer too."""
+    route = ROUTES.get(path)
+    if route is None:
+        return _error(404, f"there is no {path} here: the URLs are {' '.join(ROUTES)}")
+    function = {"GET": route.get, "POST": route.post}.get(request.method)
+    if function is None:
+        return _error(405, f"{path} takes {route.methods}, not {request.method}", b"Allow: %b\r\n" % route.methods.encode())
+    try:
+        return function(queue, request)
+    except JobrunnerError as error:
+        return _error(error.status, str(error))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# HTTP
+# ---------------------------------------------------------------------------------------------------------------------
+
+MAX_LINE = 1 << 20  # bytes of a request line: /add carries the whole job in it
+MAX_HEADERS = 100
+IDLE = 120  # s a connection is kept open without a request
+_STATUS_LINES = {s.value: b"HTTP/1.1 %d %b\r\n" % (s.value, s.phrase.encode()) for s in HTTPStatus}
+_SERVER = b"Server: jobrunner/%b\r\n" % VERSION.encode()
+
+
+class BadHttp(JobrunnerError):
+    """What came is no HTTP that can be answered and gone on from: it is answered, and the connection closed."""
+
+    def __init__(self, status: int, sentence: str):
+        super().__init__(sentence)
+        self.status = status
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection.  Reads requests and writes answers itself: http.server's way, with an e-mail parser for the
+    headers, a write for each line and a line of log, takes three quarters of the time of a request here."""
+
+    server: "Server"
+    disable_nagle_algorithm = True
+    timeout = IDLE
+
+    def handle(self) -> None:
+        try:
+            while self._one_request():
+                pass
+        except (ConnectionError, socket.timeout, TimeoutError):
+            pass  # it hung up, or fell silent: nothing was half done, since answers are written when all is
+
+    def _one_request(self) -> bool:
+        """Reads one request and answers it; False: the connection is to be closed."""
+        try:
+            head = self._read_head()
+            if head is None:
+                return False
+            method, target, headers, keep = head
+            body = self._read_body(headers)
+            path, _, query = target.partition("?")
+            local = self.client_address[0] in LOOPBACK
+            request = Request(method, parse_query(query), body, self._alive, local, self.server.stop.set)
+            reply = answer(self.server.queue, path, request)
+        except BadHttp as error:
+            reply, keep = _error(error.status, str(error)), False
+        except BadRequest as error:
+            reply = _error(400, str(error))
+        except (ConnectionError, TimeoutError, socket.timeout):
+            raise
+        except Exception:
+            log.exception("http.bug client=%s: please report this", self.client_address[0])
+            reply, keep = _error(500, "the server made a mistake, which is in its log: nothing is known to have changed"), False
+        self._send(reply, keep)
+        if not keep:
+            self._linger()
+        return keep
+
+    def _read_head(self) -> Optional[Tuple[str, str, Dict[bytes, bytes], bool]]:
+        """(method, target, headers, keep the connection); None when the other side closed it; raises BadHttp."""
+        readline = self.rfile.readline
+        line = readline(MAX_LINE + 1)
+        if not line:
+            return None
+        if len(line) > MAX_LINE:
+            raise BadHttp(414, f"the URL is over {MAX_LINE} bytes: send the job as the body of a POST")
+        words = line.split()
+        if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
+            raise BadHttp(400, "this is not HTTP: the request must begin with METHOD /path HTTP/1.1")
+        headers: Dict[bytes, bytes] = {}
+        while True:
+            line = readline(65537)
+            if line in (b"\r\n", b"\n"):
+                break
+            name, colon, value = line.partition(b":")
+            if not colon or len(line) > 65536 or len(headers) >= MAX_HEADERS:
+                raise BadHttp(431 if colon else 400, "a header line is too long, one too many, or has no colon")
+            headers[name.lower()] = value.strip()
+        keep = words[2] != b"HTTP/1.0" and headers.get(b"connection", b"").lower() != b"close"
+        return words[0].decode("latin-1"), words[1].decode("latin-1"), headers, keep
+
+    def _read_body(self, headers: Dict[bytes, bytes]) -> bytes:
+        if b"transfer-encoding" in headers:
+            raise BadHttp(411, "send the body with a Content-Length, not in chunks")
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit():
+            raise BadHttp(400, "Content-Length is not a number")
+        size = int(length[:20])
+        if size > self.server.max_body:
+            raise BadHttp(413, f"the body is over {self.server.max_body} bytes: send fewer jobs at a time, or raise --max-body")
+        if size and headers.get(b"expect", b"").lower() == b"100-continue":
+            self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = self.rfile.read(size) if size else b""
+        if len(body) < size:
+            raise ConnectionResetError("it hung up before the body was whole")
+        return body
+
+    def _send(self, reply: Answer, keep: bool) -> None:
+        head = _STATUS_LINES[reply.status] + _SERVER + self.server.date() + reply.headers
+        if not keep:
+            head += b"Connection: close\r\n"
+        if not isinstance(reply.body, bytes):
+            return self._stream(head, reply.body)
+        if reply.status != 204:
+            head += b"Content-Length: %d\r\n" % len(reply.body)
+        self.connection.sendall(head + b"\r\n" + reply.body)
+
+    def _stream(self, head: bytes, pieces: Iterator[bytes]) -> None:
+        self.connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n")
+        buffered: List[bytes] = []
+        size = 0
+        for piece in pieces:
+            buffered.append(piece)
+            size += len(piece)
+            if size > 65536:
+                self.connection.sendall(b"%x\r\n" % size + b"".join(buffered) + b"\r\n")
+                buffered, size = [], 0
+        data = b"".join(buffered)
+        self.connection.sendall((b"%x\r\n%b\r\n" % (size, data) if size else b"") + b"0\r\n\r\n")
+
+    def _alive(self) -> bool:
+        """False if the other side has hung up, which is noticed only by looking."""
+        return not _readable(self.connection) or bool(self.connection.recv(1, socket.MSG_PEEK))
+
+    def _linger(self) -> None:
+        """Reads on for a moment before closing: closed at once, with something unread, the system would throw away
+        the answer that is still on its way."""
+        self.connection.settimeout(2)
+        self.connection.shutdown(socket.SHUT_WR)
+        for _ in range(64):
+            if not self.connection.recv(65536):
+                break
+
+
+def _readable(connection: socket.socket) -> bool:
+    """True if there is something to read, or the other side has closed."""
+    if WINDOWS:
+        return bool(select.select([connection], [], [], 0)[0])
+    poll = select.poll()  # select.select knows no file descriptors over 1023
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+
+
+def parse_query(text: str) -> Dict[str, str]:
+    """The first value of each name in a URL's query; raises BadRequest for bytes that are no UTF-8."""
+    found: Dict[str, str] = {}
+    for pair in text.split("&") if text else ():
+        name, _, value = pair.partition("=")
+        try:
+            found.setdefault(_unquote(name), _unquote(value))
+        except UnicodeDecodeError:
+            raise BadRequest("the query is not UTF-8") from None
+    return found
+
+
+def _unquote(text: str) -> str:
+    if "+" in text:
+        text = text.replace("+", " ")
+    return unquote_to_bytes(text.encode("latin-1")).decode("utf-8") if "%" in text or not text.isascii() else text
+
+
+class Server(ThreadingHTTPServer):
+    """Listens and gives every connection a thread; `queue` answers."""
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 1024
+    # On Windows this would let two servers share one port, each getting some of the requests.
+    allow_reuse_address = not WINDOWS
+
+    def __init__(self, bind: str, port: int, queue: Queue, max_body: int):
+        self.queue = queue
+        self.max_body = max_body
+        self.stop = threading.Event()
+        self._date = (0, b"")
+        self.address_family = socket.AF_INET if re.match(r"[\d.]+\Z", bind) else socket.AF_INET6
+        super().__init__((bind, port), Handler)
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            # one socket for both: where localhost is ::1 first, a server on IPv4 alone costs each call a second
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        # not HTTPServer's, which looks up the machine's name and may wait for a name server
+        socketserver.TCPServer.server_bind(self)
+
+    def date(self) -> bytes:
+        """The Date header, made once a second."""
+        second = int(time.time())
+        if self._date[0] != second:
+            self._date = (second, time.strftime("Date: %a, %d %b %Y %H:%M:%S GMT\r\n", time.gmtime(second)).encode())
+        return self._date[1]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        log.exception("http.bug client=%s: please report this", client_address[0])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Main
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="server.py", description="Keeps the queue of jobs and hands them to clients.")
+    add = parser.add_argument
+    add("--port", type=int, default=DEFAULT_PORT, help="port to listen on; 0: any free one (default %(default)s)")
+    add("--bind", default="", metavar="ADDRESS", help="address to listen on (default: all of this machine's)")
+    add("--db", default="jobs.json", metavar="FILE", help="the database (default %(default)s)")
+    add("--log-level", default="info", choices=("debug", "info", "warning", "error"),
+        help="debug has a line for each job's steps (default %(default)s)")  # fmt: skip
+    add("--max-body", type=_size, default=256 << 20, metavar="SIZE", help="largest request taken (default 256mb)")
+    add("--node-timeout", type=_duration, default=300, metavar="TIME",
+        help="silence after which a client counts as down (default 300)")  # fmt: skip
+    add("--requeue-after", type=_duration, default=3600, metavar="TIME",
+        help="silence after which its jobs are queued again; 0: never (default 3600)")  # fmt: skip
+    add("--version", action="version", version=f"jobrunner {VERSION}")
+    return parser
+
+
+_size = jobrunner.argument(jobrunner.parse_size)
+_duration = jobrunner.argument(jobrunner.parse_duration)
+
+
+def listen(bind: str, port: int, queue: Queue, max_body: int) -> Server:
+    """The listening server; raises JobrunnerError with what to do."""
+    try:
+        return Server(bind or "::", port, queue, max_body)
+    except OSError as error:
+        if not bind and error.errno not in (errno.EADDRINUSE, errno.EACCES) and not _taken(error):
+            return listen("0.0.0.0", port, queue, max_body)  # a machine without IPv6
+        if error.errno == errno.EADDRINUSE or _taken(error):
+            raise JobrunnerError(f"port {port} is in use: stop what uses it, or choose another --port") from None
+        raise JobrunnerError(f"cannot listen on {bind or 'any address'} port {port}: {os_words(error)}: choose another "
+                             "--bind or --port") from None  # fmt: skip
+    except OverflowError:
+        raise JobrunnerError(f"{port} is no port: choose one from 0 to 65535") from None
+
+
+def _taken(error: OSError) -> bool:
+    return getattr(error, "winerror", None) in (10013, 10048)  # Windows: forbidden (somebody has it alone), in use
+
+
+def tune() -> None:
+    """Sets the interpreter up for a server with many threads and a million objects that stay."""
+    if hasattr(os, "sched_setaffinity"):
+        # Threads that run on several cores fight for the interpreter's lock: held to one they answer twice as much.
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    sys.setswitchinterval(0.001)  # or a request waits 5 ms for each turn while the snapshot is being made
+    threading.stack_size(512 * 1024)
+    # Jobs refer to nothing that refers back, and a full collection stops everything for a second a million of them.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10000, 50, 1 << 30)
+
+
+def serve(options: argparse.Namespace) -> None:
+    store = Store(options.db)
+    queue = Queue(store, now, options.node_timeout, options.requeue_after)
+    queue.load()
+    tune()
+    server = listen(options.bind, options.port, queue, options.max_body)
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: server.stop.set())
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    host = "localhost" if options.bind in ("", "::", "0.0.0.0") else options.bind
+    url = f"http://{f'[{host}]' if ':' in host else host}:{server.server_address[1]}"
+    print(f"jobrunner {VERSION} serves {store.path} ({len(queue.jobs)} jobs) at {url}", flush=True)
+    snapshots: Optional[threading.Thread] = None
+    while not server.stop.wait(1):
+        try:
+            queue.tick()
+        except JobrunnerError as error:
+            log.error("queue.tick error=%r", str(error))
+        if queue.snapshot_due() and not (snapshots and snapshots.is_alive()):
+            snapshots = threading.Thread(target=queue.snapshot)
+            snapshots.start()
+    log.info("server.stop jobs=%d", len(queue.jobs))
+    server.shutdown()
+    server.server_close()
+    queue.stop()
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    options = arguments().parse_args(argv)
+    jobrunner.start_log(options.log_level)
+    try:
+        serve(options)
+    except JobrunnerError as error:
+        print(f"server.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
