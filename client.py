@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """jobrunner client -- runs jobs for a server:  python client.py --server host --max-jobs 2
 
-    pollers  -> POST /request, held open by the server: jobs, signals; also the heartbeat
+    pollers  -> POST /request, held open by the server: jobs, signals; also the heartbeat, and brings reports along
     Agent    -> the runs here: starts them, watches their limits, ends them
     keeper   -> a small process of its own: the parent of the jobs, writes down how they end
     reporter -> POST /finish, /timeout, /dead, /usage until each is acknowledged
@@ -16,10 +16,8 @@ Windows, which has no wait for other people's children.
 The spool (--spool):
     lock                      locked by the client that uses it
     client                    the id this client goes by, whatever its name
-    jobs/ID.RUN/job.json      the job as it was leased; here from before its process starts
-    jobs/ID.RUN/pid           written by the keeper: process, when it started, and which keeper has it
-    jobs/ID.RUN/ending        why we are ending it, if we are
-    jobs/ID.RUN/exit          written by the keeper: how it ended
+    jobs/ID.RUN/log           here from before its process starts; a JSON line each: the job as it was leased, then the
+                              keeper's word of its process, why we are ending it if we are, the keeper's of its end
     output/NAME.oNUMBER       what it prints (.e for errors), where the job names no file itself
     keepers/N.lock            locked by keeper N as long as it lives
 
@@ -78,6 +76,7 @@ LIMIT_SAMPLE = 10  # s between samples when a job here has a limit on memory or 
 KILL_AGAIN = 5  # s after which a kill that did not help is tried again
 ADOPTED_POLL = 0.25  # s between looks at the folder of a job that another client's keeper has
 REPORTS_AT_ONCE = 200
+REPORT_DELAY = 0.05  # s a report waits at most for a request that could take it along
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What ps and tasklist print
@@ -87,7 +86,10 @@ REPORTS_AT_ONCE = 200
 class Process(NamedTuple):
     """One line of a snapshot.  ppid and pgid are 0 where the system does not tell (Windows).
 
-    cpu s, memory bytes, start seconds since 1970 (None = not told)
+    cpu     s, with that of its children that are over and were waited for, where the system tells (Linux)
+    memory  bytes
+    start   seconds since 1970; None = not told
+    zombie  it is over, but nobody has waited for it yet
     """
 
     pid: int
@@ -96,23 +98,27 @@ class Process(NamedTuple):
     cpu: float
     memory: int
     start: Optional[float] = None
+    zombie: bool = False
 
 
-PS_COLUMNS = ("pid", "ppid", "pgid", "time", "rss", "stat", "lstart")
+# S with bsdtime: CPU time includes children that are over; S changes no other time column.
+PS = ["ps", "S", "-A"]
+PS_COLUMNS = ("pid", "ppid", "pgid", "bsdtime", "rss", "stat", "lstart")
 _PS_LINE = re.compile(
-    r"\s*(\d+)\s+(\d+)\s+(\d+)\s+(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)(?:\.\d+)?\s+(\d+)\s+([A-Z]\S*)\s+(\S.*?)\s*\Z", re.ASCII
+    r"\s*(\d+)\s+(\d+)\s+(\d+)\s+(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)(?:\.\d+)?\s+(\d+)\s+([A-Za-z]\S*)\s+(\S.*?)\s*\Z", re.ASCII
 )
 
 
 def parse_ps(text: str) -> Dict[int, Process]:
-    """The processes in the output of `ps -A -o` with PS_COLUMNS, zombies left out: they use nothing and are over."""
+    """The processes in the output of PS with PS_COLUMNS; CPU time in any of ps's forms, [[DD-]HH:]MM:SS."""
     found = {}
     for line in text.splitlines():
         words = _PS_LINE.match(line)
-        if words and not words.group(9).startswith("Z"):
+        if words:
             pid, ppid, pgid, days, hours, minutes, seconds, rss = (int(word or 0) for word in words.groups()[:8])
             cpu = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-            found[pid] = Process(pid, ppid, pgid, cpu, rss * 1024, _parse_lstart(words.group(10)))
+            start, zombie = _parse_lstart(words.group(10)), words.group(9)[0] in "ZX"
+            found[pid] = Process(pid, ppid, pgid, cpu, rss * 1024, start, zombie)
     return found
 
 
@@ -132,7 +138,8 @@ def parse_tasklist(text: str) -> Dict[int, Process]:
     groups of digits.  `INFO: No tasks are running ...` has one field.
     """
     found = {}
-    for row in csv.reader(text.replace("\0", "").splitlines()):
+    for line in text.replace("\0", "").splitlines():
+        row = next(csv.reader([line]), [])  # line by line: a window title's odd quote must not swallow the next process
         if len(row) >= 8 and row[1].isdigit():
             kib = re.sub(r"\D", "", row[4], flags=re.ASCII)
             clock = [int(group) for group in re.findall(r"\d+", row[7], re.ASCII)]
@@ -194,7 +201,7 @@ class LinuxTools:
 
     def snapshot(self) -> Optional[Dict[int, Process]]:
         """Every process there is; None if ps failed, which says nothing about anybody."""
-        printed = run_tool(["ps", "-A"] + [word for column in PS_COLUMNS for word in ("-o", column + "=")], self.log)
+        printed = run_tool(PS + [word for column in PS_COLUMNS for word in ("-o", column + "=")], self.log)
         return parse_ps(printed.decode("utf-8", "replace")) or None if printed is not None else None
 
     def end(self, pid: int, members: Iterable[int]) -> None:
@@ -265,22 +272,24 @@ class DeadWatch:
 
 
 class Usage:
-    """What a job's tree has used, from snapshots; the CPU time of processes that are gone is not lost."""
+    """What a job's tree has used, from snapshots.
+
+    A process that ends takes its CPU time to its parent, if that waits for it, and else out of the tree: where the
+    tree's total falls, what fell is kept.
+    """
 
     def __init__(self) -> None:
-        self.cpu = 0.0  # s, total so far
+        self.cpu = 0.0  # s, total so far; never falls
         self.memory = 0  # bytes, now
         self.max_memory = 0
         self._gone = 0.0
-        self._seen: Dict[int, float] = {}
+        self._total = 0.0
 
     def update(self, members: List[Process]) -> None:
-        seen = {process.pid: process.cpu for process in members}
-        for pid, cpu in self._seen.items():
-            if seen.get(pid, -1) < cpu:  # it ended, or its number is somebody else's now
-                self._gone += cpu
-        self._seen = seen
-        self.cpu = self._gone + sum(seen.values())
+        total = sum(process.cpu for process in members)
+        self._gone += max(0.0, self._total - total)
+        self._total = total
+        self.cpu = self._gone + total
         self.memory = sum(process.memory for process in members)
         self.max_memory = max(self.max_memory, self.memory)
 
@@ -302,9 +311,12 @@ def split_words(text: str) -> List[str]:
     lexer = shlex.shlex(text, posix=True)
     lexer.whitespace_split, lexer.escape, lexer.commenters = True, "", ""
     try:
-        return list(lexer)
+        words = list(lexer)
     except ValueError as error:
         raise BadRequest(f"{text!r} is no command: {error}") from None
+    if not words:
+        raise BadRequest("a prefix without a word would allow every command: leave --allow-prefix away if that is meant")
+    return words
 
 
 def allowed(params: List[str], prefixes: List[List[str]]) -> bool:
@@ -322,7 +334,7 @@ class Backoff:
 
     def next(self) -> float:
         self.failures += 1
-        return min(60.0, 2.0 ** (self.failures - 1)) * (0.75 + self.chance() / 2)
+        return min(60.0, 2.0 ** min(self.failures - 1, 6)) * (0.75 + self.chance() / 2)
 
     def reset(self) -> None:
         self.failures = 0
@@ -347,18 +359,17 @@ class Keeper:
 
     def start(self, order: Dict[str, Any]) -> Optional[subprocess.Popen]:
         try:
-            with open(order["StdOut"], "wb") as out, open(order["StdErr"], "wb") as err:
+            with open(order["StdOut"], "wb", opener=_at_once) as out, open(order["StdErr"], "wb", opener=_at_once) as err:
                 child = self._spawn(order, out, err)
         except OSError as error:
             self._over(order["Folder"], EXIT_NO_OUTPUT, f"cannot open {error.filename}: {os_words(error)}")
             return None
         if child:
             self.children[child] = (order["Folder"], time.monotonic())
-            record = {"Pid": child.pid, "StartTime": time.time(), "Keeper": self.lock_name}
             try:
-                _write_json(os.path.join(order["Folder"], "pid"), record)
+                note(order["Folder"], {"Pid": child.pid, "StartTime": time.time(), "Keeper": self.lock_name})
             except OSError:
-                pass  # the disk is full: the job runs, and only a client that starts anew would miss this file
+                pass  # the disk is full: the job runs, and only a client that starts anew would miss this
             self._say({"Folder": order["Folder"], "Pid": child.pid})
         return child
 
@@ -392,7 +403,7 @@ class Keeper:
     def _over(self, folder: str, exit_status: int, comment: str, sync: bool = False) -> None:
         end = {"ExitStatus": exit_status, "Comment": comment, "EndTime": format_time(now())}
         try:
-            _write_json(os.path.join(folder, "exit"), end, sync)
+            note(folder, end, sync)
         except OSError as error:
             end["Comment"] = comment or f"its end could not be written to {folder}: {os_words(error)}"
         self._say({"Folder": folder, **end})
@@ -404,12 +415,20 @@ class Keeper:
             pass  # no client any more: the next one reads the folders
 
 
+def _at_once(path: str, flags: int) -> int:
+    """Opens an output without waiting: a pipe that nobody reads would hold up every other job."""
+    file = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o600)
+    if not WINDOWS:
+        os.set_blocking(file, True)
+    return file
+
+
 def program(params: List[str], env: Dict[str, str]) -> List[str]:
     """The argv to start; on Windows with the extension found, and refused (BadRequest) where cmd.exe would change it."""
     if not WINDOWS:
         return params
     found = shutil.which(params[0], path=env.get("PATH")) or params[0]
-    if found.lower().endswith((".bat", ".cmd")):
+    if found.rstrip(". ").lower().endswith((".bat", ".cmd")):  # Windows drops dots and blanks at a name's end
         # A batch file is run by cmd.exe, which parses the command line once more, quotes or not.
         for word in params[1:]:
             if re.search(r'[&|<>^%!"\r\n]', word):
@@ -489,29 +508,34 @@ def _keep_windows(keeper: Keeper) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _write_json(path: str, value: Any, sync: bool = False) -> None:
-    """Makes or replaces a small file, whole or not at all; raises OSError."""
-    temporary = path + ".new"
-    with open(temporary, "wb", opener=_private) as file:
-        file.write(json.dumps(value).encode())
-        if sync:
-            file.flush()
-            os.fsync(file.fileno())
-    jobrunner.replace_file(temporary, path)
+def note(folder: str, event: Dict[str, Any], sync: bool = False) -> None:
+    """Adds a line to a run's log; raises OSError.
 
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
-def _read_json(path: str) -> Optional[Dict[str, Any]]:
-    """The object in a small file; None if there is none, or it is damaged."""
+    One file, only ever appended to: on a busy disk making and renaming files costs more than all else a short job does.
+    """
+    file = os.open(os.path.join(folder, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o600)
     try:
-        with open(path, "rb") as file:
-            value = json.loads(file.read())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
+        os.write(file, json.dumps(event).encode() + b"\n")
+        if sync:
+            os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def read_notes(folder: str) -> Dict[str, Any]:
+    """All that a run's log says, later lines over earlier ones; a line that is torn or damaged says nothing."""
+    notes: Dict[str, Any] = {}
+    try:
+        with open(os.path.join(folder, "log"), "rb") as file:
+            lines = file.read().split(b"\n")
+    except OSError:
+        return notes
+    for line in lines:
+        try:
+            notes.update(json.loads(line))
+        except (ValueError, TypeError):
+            pass
+    return notes
 
 
 class Spool:
@@ -533,21 +557,23 @@ class Spool:
             raise JobrunnerError(f"cannot use the spool {self.path}: {os_words(error)}: choose another --spool") from None
 
     def _client_id(self) -> str:
-        path = os.path.join(self.path, "client")
-        known = _read_json(path)
-        if known is None or not isinstance(known.get("Client"), str):
-            known = {"Client": os.urandom(8).hex()}
-            _write_json(path, known)
-        return known["Client"]
+        """The id in the file `client`, made on the first run."""
+        with open(os.path.join(self.path, "client"), "a+") as file:
+            file.seek(0)
+            known = file.read(100).strip()
+            if not known:
+                known = os.urandom(8).hex()
+                file.write(known + "\n")
+        return known
 
     def make(self, job: Job) -> str:
         """The folder of a run, with the job in it; raises OSError."""
         folder = os.path.join(self.jobs, f"{_file_name(job.id)}.{job.run_count}")
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        for name in ("pid", "ending", "exit"):  # a lease that was lost and given again
-            if os.path.exists(os.path.join(folder, name)):
-                os.remove(os.path.join(folder, name))
-        _write_json(os.path.join(folder, "job.json"), job.to_record())
+        try:
+            os.mkdir(folder, 0o700)
+        except FileExistsError:  # a lease that was lost and given again
+            os.remove(os.path.join(folder, "log"))
+        note(folder, {"Job": job.to_record()})
         return folder
 
     def output_file(self, job: Job, letter: str) -> str:
@@ -558,12 +584,8 @@ class Spool:
         )
 
     def remove(self, folder: str) -> None:
-        """Forgets a run whose report is acknowledged."""
-        for name in ("pid", "ending", "exit", "job.json"):
-            try:
-                os.remove(os.path.join(folder, name))
-            except OSError:
-                pass  # most have no `ending`; what cannot be removed keeps the folder, and rmdir says so
+        """Forgets a run whose report is acknowledged; raises OSError."""
+        os.remove(os.path.join(folder, "log"))
         os.rmdir(folder)
 
     def keeper_lives(self, name: str) -> bool:
@@ -691,6 +713,14 @@ def end_report(run: Run, end: Dict[str, Any]) -> Dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class Reply(NamedTuple):
+    """What a request brought: jobs, signals, and whether the reports that went with it were taken."""
+
+    jobs: List[Job]
+    signals: List[Dict[str, str]]
+    reported: bool
+
+
 class OurWire:
     """POST with JSON: many jobs a request, leases, signals, exit statuses."""
 
@@ -699,11 +729,17 @@ class OurWire:
     def __init__(self, api: ServerApi, host: str, node: Dict[str, Any]):
         self.api, self.host, self.node = api, host, node
 
-    def request(self, slots: int, wait: float, running: List[Dict[str, str]]) -> Tuple[List[Job], List[Dict[str, str]]]:
-        """(jobs, signals); held open up to `wait` seconds."""
-        body = {"Hostname": self.host, "Slots": slots, "Wait": wait, "Running": running, "Node": self.node}
-        reply = self.api.call("/request", body, timeout=wait + 30)
-        return [Job.from_record(record) for record in reply["Jobs"]], reply.get("Signals", [])
+    def request(self, wish: Dict[str, Any], reports: List[Dict[str, Any]]) -> Reply:
+        """Held open up to wish["Wait"] seconds, unless there are reports to acknowledge."""
+        body = {"Hostname": self.host, "Node": self.node, **wish}
+        if reports:
+            body["Reports"] = [{**report, "Hostname": self.host} for report in map(_sent, reports)]
+        reply = self.api.call("/request", body, timeout=wish["Wait"] + 30)
+        try:
+            jobs = [Job.from_record(record) for record in reply["Jobs"]]
+            return Reply(jobs, list(reply.get("Signals", [])), "Reported" in reply)
+        except (BadRequest, KeyError, TypeError, AttributeError) as error:
+            raise ServerAway(f"{self.api.url}/request answered something strange: {error!r}") from None
 
     def report(self, reports: List[Dict[str, Any]]) -> None:
         for kind, group in _grouped(reports):
@@ -721,11 +757,12 @@ class OriginalWire:
     def __init__(self, api: ServerApi, host: str):
         self.api, self.host = api, host
 
-    def request(self, slots: int, wait: float, running: List[Dict[str, str]]) -> Tuple[List[Job], List[Dict[str, str]]]:
-        if not slots:
-            return [], []
-        record = self.api.call("/request", query={"hostname": self.host})
-        return ([Job.from_record(record)] if record else []), []
+    def request(self, wish: Dict[str, Any], reports: List[Dict[str, Any]]) -> Reply:
+        record = self.api.call("/request", query={"hostname": self.host}) if wish["Slots"] else None
+        try:
+            return Reply([Job.from_record(record)] if record else [], [], False)
+        except BadRequest as error:
+            raise ServerAway(f"{self.api.url}/request answered something strange: {error}") from None
 
     def report(self, reports: List[Dict[str, Any]]) -> None:
         for report in reports:
@@ -743,8 +780,12 @@ def _grouped(reports: List[Dict[str, Any]]) -> Iterator[Tuple[str, List[Dict[str
     groups: Dict[str, List[Dict[str, Any]]] = {}
     for report in reports:
         kind = report["Status"] if report["Status"] in ("timeout", "dead") else "finish"
-        groups.setdefault(kind, []).append({key: value for key, value in report.items() if key != "Job"})
+        groups.setdefault(kind, []).append(_sent(report))
     return iter(groups.items())
+
+
+def _sent(report: Dict[str, Any]) -> Dict[str, Any]:
+    return {key: value for key, value in report.items() if key != "Job"}
 
 
 def _configuration(job: Job) -> str:
@@ -774,8 +815,7 @@ def connect(api: ServerApi, host: str, node: Dict[str, Any]) -> Any:
 class Agent:
     """Runs jobs for a server.  One lock for everything; nothing slow is done while it is held.
 
-    Threads: two pollers (one may be held open by the server with no slot free while the other brings news of a free
-    one), a reporter, one that listens to the keeper, and the main one, which watches clocks and limits.
+    Threads: two pollers (one may be held open by the server while the other brings the news of a free slot), a reporter, one that listens to the keeper, and the main one, which watches clocks and limits.
     """
 
     def __init__(self, options: argparse.Namespace, api: ServerApi, spool: Spool, tools: Any, log: Any):
@@ -784,20 +824,24 @@ class Agent:
         self.clock = time.monotonic
         self.runs: Dict[str, Run] = {}  # by folder
         self.outbox: "collections.OrderedDict[str, Dict[str, Any]]" = collections.OrderedDict()  # reports by folder
+        self.under_way: Dict[str, bool] = {}  # those of them that a thread is delivering
+        self.carries_reports = True  # the server takes reports along with a request
         self.usage_box: List[Tuple[Run, Dict[str, Any]]] = []
         self.keeper: Optional[subprocess.Popen] = None
         self.keeper_name = ""
         self.wire: Any = None
         self.away = Backoff()
         self.away_until = 0.0
-        self.poll_at: Optional[float] = 0.0  # monotonic; None: a request is open that will do
-        self.open_polls = 0
-        self.held_without_slots = False  # the open one offers no slot
+        self.poll_at: Optional[float] = 0.0  # monotonic: when to send a request; None: one is open that will do
+        self.polls = 0  # requests sent so far: they are numbered
+        self.open_polls: List[int] = []  # those that have no answer yet
+        self.polled_at = -1.0  # monotonic: when the latest was sent
         self.stopping = False
         self.done = False  # --until-empty found nothing more
         self.sampled_at = self.clock()
         self.node = {
             "Client": spool.client,
+            "Session": os.urandom(8).hex(),
             "Slots": options.max_jobs,
             "Properties": [tools.name] + options.property,
             "System": sys.platform,
@@ -868,35 +912,48 @@ class Agent:
             with self.lock:
                 while self.poll_at is None or self.poll_at > self.clock():
                     self.lock.wait(None if self.poll_at is None else max(0.0, self.poll_at - self.clock()))
-                slots = self._free_slots()
-                running = self._running()
-                idle = not running
-                self.poll_at, self.held_without_slots = None, slots == 0
-                self.open_polls += 1
-            wait = (0 if idle else 0.25) if self.options.until_empty else POLL_WAIT
+                wish, batch = self._wish()
             try:
-                jobs, signals = self._wire().request(slots, wait, running)
+                reply = self._wire().request(wish, [report for _, report in batch])
             except (ServerAway, ServerRefused) as error:
-                self._server_away(error)
+                self._undelivered(batch)
+                self._server_away(error, wish["Poll"])
                 continue
             self._server_back()
-            for job in jobs:
+            for job in reply.jobs:
                 self._start(job)
-            for entry in signals:
+            self._polled(wish, bool(reply.jobs))
+            for entry in reply.signals:
                 self._obey(entry)
-            self._polled(slots, idle, bool(jobs))
+            if reply.reported:
+                self._acknowledged(batch)
+            elif batch:
+                self.carries_reports = False
+                self._undelivered(batch)
 
-    def _polled(self, slots: int, idle: bool, got_some: bool) -> None:
-        """Sets when to poll again, unless another request is open, which will do it."""
+    def _wish(self) -> Tuple[Dict[str, Any], List[Tuple[str, Dict[str, Any]]]]:
+        """What to ask the server for, and the reports to take along; the caller holds the lock."""
+        self.polls += 1
+        wish = {"Slots": self._free_slots(), "Running": self._running(), "Poll": self.polls, "Open": list(self.open_polls)}
+        wish["Wait"] = POLL_WAIT
+        if self.options.until_empty:
+            wish["Wait"] = 0.25 if wish["Running"] else 0
+        self.open_polls.append(self.polls)
+        self.poll_at, self.polled_at = None, self.clock()
+        return wish, self._take_reports() if self.carries_reports else []
+
+    def _polled(self, wish: Dict[str, Any], got_some: bool) -> None:
+        """Sets when to poll again, unless another request is open, which will do."""
         with self.lock:
-            self.open_polls -= 1
-            if self.options.until_empty and idle and slots and not got_some:
+            self.open_polls.remove(wish["Poll"])
+            if self.options.until_empty and wish["Slots"] and not wish["Running"] and not got_some and not self.runs:
                 self.done = True
             if not self.open_polls:
                 pause = 0.0 if self._free_slots() else HEARTBEAT_DELAY
                 if self.wire and self.wire.one_at_a_time and not got_some:
                     pause = ORIGINAL_POLL
-                self.poll_at, self.held_without_slots = self.clock() + pause, False
+                at = self.clock() + pause
+                self.poll_at = at if self.poll_at is None else min(at, self.poll_at)
             self.lock.notify_all()
 
     def _free_slots(self) -> int:
@@ -905,9 +962,9 @@ class Agent:
         return max(0, self.options.max_jobs - sum(run.job.ncpus for run in self.runs.values()))
 
     def _slot_freed(self) -> None:
-        """Polls at once, unless a request is open that offers a slot already; the caller holds the lock."""
-        if (self.poll_at is not None or self.held_without_slots) and self.away_until <= self.clock():
-            self.poll_at, self.held_without_slots = self.clock(), False
+        """Polls at once with the news, which sends an open request home; the caller holds the lock."""
+        if self.away_until <= self.clock():
+            self.poll_at = self.clock()
             self.lock.notify_all()
 
     def _running(self) -> List[Dict[str, str]]:
@@ -924,16 +981,17 @@ class Agent:
         wire = self.wire
         if wire is None:
             wire = self.wire = connect(self.api, self.options.hostname, self.node)
+            self.carries_reports = not wire.one_at_a_time
             original = " (the original's: one job at a time, no signals)" if wire.one_at_a_time else ""
             self.log.info("server.found url=%s%s", self.api.url, original)
         return wire
 
-    def _server_away(self, error: JobrunnerError) -> None:
+    def _server_away(self, error: JobrunnerError, poll: int) -> None:
         with self.lock:
             pause = self.away.next()
             self.away_until = self.clock() + pause
-            self.open_polls -= 1
-            self.poll_at, self.held_without_slots, self.wire = self.away_until, False, None
+            self.open_polls.remove(poll)
+            self.poll_at, self.wire = self.away_until, None
             self.lock.notify_all()
         self.log.warning("server.away error=%r again_in=%.1f running=%d", str(error), pause, len(self.runs))
 
@@ -1127,7 +1185,7 @@ class Agent:
             pid = run.pid
         self.log.info("job.end job=%s status=%s pid=%d", run.job, status, pid)
         try:
-            _write_json(os.path.join(run.folder, "ending"), {"Status": status})
+            note(run.folder, {"Ending": status})
         except OSError as error:
             self.log.warning("spool.write folder=%s error=%r", run.folder, os_words(error))
         if pid:
@@ -1153,7 +1211,8 @@ class Agent:
         left = [
             process.pid
             for process in processes.values()
-            if process.pgid == run.pid or (process.pid in run.members and process.start == run.members[process.pid])
+            if not process.zombie
+            and (process.pgid == run.pid or (process.pid in run.members and process.start == run.members[process.pid]))
         ]
         if left and not WINDOWS:
             self.tools.kill(run.pid, left)
@@ -1166,19 +1225,21 @@ class Agent:
         for name in sorted(os.listdir(self.spool.jobs)):
             folder = os.path.join(self.spool.jobs, name)
             try:
-                job = Job.from_record(_read_json(os.path.join(folder, "job.json")) or {})
+                notes = read_notes(folder)
+                job = Job.from_record(notes.get("Job") or {})
             except BadRequest as error:
                 self.log.warning("spool.damaged folder=%s: %s; left as it is", folder, error)
                 continue
+            if notes.get("Refused"):
+                continue
             processes = self.tools.snapshot() if processes is None else processes
-            self._adopt_run(Run(job, folder, self.clock()), processes)
+            self._adopt_run(Run(job, folder, self.clock()), notes, processes)
 
-    def _adopt_run(self, run: Run, processes: Optional[Dict[int, Process]]) -> None:
-        started = _read_json(os.path.join(run.folder, "pid")) or {}
-        run.ending = (_read_json(os.path.join(run.folder, "ending")) or {}).get("Status", "")
+    def _adopt_run(self, run: Run, notes: Dict[str, Any], processes: Optional[Dict[int, Process]]) -> None:
+        run.ending = notes.get("Ending", "")
         run.kill_at = self.clock() if run.ending else None
-        run.pid, run.keeper, run.adopted = started.get("Pid", 0), started.get("Keeper", ""), True
-        run.began = self.clock() - max(0.0, time.time() - started.get("StartTime", time.time()))
+        run.pid, run.keeper, run.adopted = notes.get("Pid", 0), notes.get("Keeper", ""), True
+        run.began = self.clock() - max(0.0, time.time() - notes.get("StartTime", time.time()))
         run.watch = self._dead_watch(run.job)
         self.runs[run.folder] = run
         self.log.info("job.adopt job=%s pid=%d", run.job, run.pid)
@@ -1186,35 +1247,44 @@ class Agent:
 
     def _look_at_adopted(self, run: Run, processes: Optional[Dict[int, Process]] = None) -> None:
         """Finds out whether a run that is not our keeper's is over."""
-        end = _read_json(os.path.join(run.folder, "exit"))
-        if end is None and not self.spool.keeper_lives(run.keeper):
-            end = _read_json(os.path.join(run.folder, "exit")) or self._unseen_end(run, processes)
-        if end is not None:
-            self._over(run.folder, end)
+        notes = read_notes(run.folder)
+        if "ExitStatus" not in notes and not self.spool.keeper_lives(run.keeper):
+            notes = read_notes(run.folder)  # its last word may have come between
+            if "ExitStatus" not in notes:
+                notes = self._unseen_end(run, notes, processes) or notes
+        if "ExitStatus" in notes:
+            self._over(run.folder, notes)
 
-    def _unseen_end(self, run: Run, processes: Optional[Dict[int, Process]]) -> Optional[Dict[str, Any]]:
+    def _unseen_end(
+        self, run: Run, notes: Dict[str, Any], processes: Optional[Dict[int, Process]]
+    ) -> Optional[Dict[str, Any]]:
         """The end of a run whose keeper is gone: None while its process is there."""
         processes = self.tools.snapshot() if processes is None else processes
         if processes is None:
             return None
         process = processes.get(run.pid)
-        began = (_read_json(os.path.join(run.folder, "pid")) or {}).get("StartTime", 0)
-        if process and (process.start is None or abs(process.start - began) < 3):
+        if process and not process.zombie and (process.start is None or abs(process.start - notes.get("StartTime", 0)) < 3):
             return None
         if run.job.rerunable:
-            return {"Status": "released", "Comment": f"its process on {self.options.hostname} ended unseen: run again"}
+            return {"Status": "released", "ExitStatus": None, "Comment": f"its process on {self.options.hostname} ended unseen: run again"}
         words = f"its process on {self.options.hostname} ended unseen, and it must not run twice"
         return {"Status": "lost", "ExitStatus": EXIT_LOST, "Comment": words}
 
     # -- reporting
 
     def _report_loop(self) -> None:
+        """Delivers what no request takes along."""
         backoff = Backoff()
         while True:
             with self.lock:
-                while not self.outbox and not self.usage_box:
-                    self.lock.wait()
-                batch = _first(self.outbox.items(), REPORTS_AT_ONCE)
+                while not self.usage_box:
+                    if len(self.outbox) == len(self.under_way):
+                        self.lock.wait()
+                    elif self._request_imminent():
+                        self.lock.wait(REPORT_DELAY)
+                    else:
+                        break
+                batch = self._take_reports()
                 samples, self.usage_box = self.usage_box, []
             try:
                 self._deliver(batch)
@@ -1222,9 +1292,31 @@ class Agent:
                     self._wire().usage(run, sample)
                 backoff.reset()
             except (ServerAway, ServerRefused) as error:
+                self._undelivered(batch)
                 pause = backoff.next()
                 self.log.warning("report.kept error=%r again_in=%.1f waiting=%d", str(error), pause, len(self.outbox))
                 time.sleep(pause)
+
+    def _request_imminent(self) -> bool:
+        """True if a poller is about to send a request, at once or after the one just sent, which takes the reports along:
+        half the calls, half the syncs."""
+        if not self.carries_reports:
+            return False
+        clock = self.clock()
+        return clock - self.polled_at < REPORT_DELAY if self.poll_at is None else self.poll_at <= clock
+
+    def _take_reports(self) -> List[Tuple[str, Dict[str, Any]]]:
+        """The reports that nobody is delivering yet, oldest first; the caller holds the lock and must deliver them."""
+        waiting = ((folder, report) for folder, report in self.outbox.items() if folder not in self.under_way)
+        batch = [item for item, _ in zip(waiting, range(REPORTS_AT_ONCE))]
+        self.under_way.update((folder, True) for folder, _ in batch)
+        return batch
+
+    def _undelivered(self, batch: List[Tuple[str, Dict[str, Any]]]) -> None:
+        with self.lock:
+            for folder, _ in batch:
+                self.under_way.pop(folder, None)
+            self.lock.notify_all()
 
     def _deliver(self, batch: List[Tuple[str, Dict[str, Any]]]) -> None:
         """Sends reports until they are acknowledged; raises ServerAway, or ServerRefused for what may pass."""
@@ -1248,7 +1340,7 @@ class Agent:
         for folder, _ in batch:
             try:
                 if keep_folder and os.path.isdir(folder):
-                    os.rename(os.path.join(folder, "job.json"), os.path.join(folder, "refused.json"))
+                    note(folder, {"Refused": True})
                 elif os.path.isdir(folder):
                     self.spool.remove(folder)
             except OSError as error:
@@ -1256,11 +1348,8 @@ class Agent:
         with self.lock:
             for folder, _ in batch:
                 self.outbox.pop(folder, None)
+                self.under_way.pop(folder, None)
             self.lock.notify_all()
-
-
-def _first(items: Iterable[Any], most: int) -> List[Any]:
-    return [item for item, _ in zip(items, range(most))]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ import sys
 import time
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 VERSION = "0.1.0"
 WINDOWS = os.name == "nt"
@@ -181,6 +181,8 @@ class ServerAway(JobrunnerError):
 _DURATION_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _SIZE_UNITS = {"": 1, "b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40}
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_FIRST_MOMENT = -62135596800  # the year 1, Go's zero time
+_LAST_MOMENT = 253402300799  # the year 9999
 _RFC3339 = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,20}))?(?:([Zz])|([+-])(\d\d):?(\d\d))\Z", re.ASCII
 )
@@ -188,11 +190,11 @@ _RFC3339 = re.compile(
 
 def parse_duration(text: str) -> int:
     """Seconds in `[[HH:]MM:]SS`, `90s`, `30m`, `72h` or `3d`; raises BadRequest."""
-    words = re.match(r"(?:(?:(\d+):)?(\d+):)?(\d+)\Z", text, re.ASCII)
+    words = re.match(r"(?:(?:(\d{1,9}):)?(\d{1,9}):)?(\d{1,12})\Z", text, re.ASCII)
     if words:
         hours, minutes, seconds = (int(w or 0) for w in words.groups())
         return hours * 3600 + minutes * 60 + seconds
-    unit = re.match(r"(\d+)([smhd])\Z", text.lower(), re.ASCII)
+    unit = re.match(r"(\d{1,12})([smhd])\Z", text.lower(), re.ASCII)
     if unit:
         return int(unit.group(1)) * _DURATION_UNITS[unit.group(2)]
     raise BadRequest(f"{text!r} is not a duration: write HH:MM:SS, or 90s, 30m, 72h, 3d")
@@ -207,7 +209,7 @@ def format_duration(seconds: float) -> str:
 
 def parse_size(text: str) -> int:
     """Bytes in `512mb` or `4gb` (b kb mb gb tb, of 1024 each; no unit: bytes); raises BadRequest."""
-    words = re.match(r"(\d+)([kmgt]?b)?\Z", text.lower(), re.ASCII)
+    words = re.match(r"(\d{1,18})([kmgt]?b)?\Z", text.lower(), re.ASCII)
     if not words:
         raise BadRequest(f"{text!r} is not a size: write 512mb or 4gb (b, kb, mb, gb, tb)")
     return int(words.group(1)) * _SIZE_UNITS[words.group(2) or ""]
@@ -218,10 +220,15 @@ def now() -> float:
     return round(time.time(), 6)
 
 
-@lru_cache(maxsize=4096)
 def format_time(moment: float) -> str:
     """RFC 3339 in UTC: `2026-11-23T17:27:00.923836Z`."""
-    return (_EPOCH + timedelta(seconds=moment)).isoformat(timespec="microseconds")[:-6] + "Z"
+    seconds, micros = divmod(round(moment * 1000000), 1000000)
+    return f"{_format_second(seconds)}.{micros:06d}Z"
+
+
+@lru_cache(maxsize=1024)
+def _format_second(second: int) -> str:
+    return (_EPOCH + timedelta(seconds=second)).strftime("%Y-%m-%dT%H:%M:%S").rjust(19, "0")
 
 
 def parse_time(text: str) -> float:
@@ -235,7 +242,10 @@ def parse_time(text: str) -> float:
     except ValueError as error:
         raise BadRequest(f"{text!r} is not a time: {error}") from None
     offset = (int(off_hours) * 3600 + int(off_minutes) * 60) * (-1 if sign == "-" else 1) if sign else 0
-    return round((whole - _EPOCH).total_seconds() - offset + float("0." + (fraction or "0")), 6)
+    moment = round((whole - _EPOCH).total_seconds() - offset + float("0." + (fraction or "0")), 6)
+    if abs(offset) >= 86400 or not _FIRST_MOMENT <= moment < _LAST_MOMENT:
+        raise BadRequest(f"{text!r} is not a time: its offset, or the year in UTC, cannot be")
+    return moment
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -297,6 +307,7 @@ FIELDS = tuple(
         ("cpu_used", "CPUUsed", "ints", False),
         ("mem_used", "MemUsed", "ints", False),
         ("sample_seconds", "SampleSeconds", "int", False),
+        ("sample_skipped", "SampleSkipped", "int", False),
         ("cpu_time_used", "CpuTimeUsed", "number", False),
         ("max_mem", "MaxMem", "int", False),
     )
@@ -345,6 +356,7 @@ class Job:
     exit_status   int    None = not known
     cpu_used      [int]  percent of one core x 100, a sample each sample_seconds; None = no sample yet
     mem_used      [int]  bytes, likewise
+    sample_skipped s     since the last sample that was kept
     cpu_time_used s      total of the tree
     max_mem       bytes  peak of the tree
     extra         {}     keys this version does not know, kept as they came
@@ -386,6 +398,7 @@ class Job:
     cpu_used: Optional[List[int]] = None
     mem_used: Optional[List[int]] = None
     sample_seconds = 0
+    sample_skipped = 0
     cpu_time_used: float = 0
     max_mem = 0
     extra: Dict[str, Any] = {}
@@ -432,12 +445,15 @@ class Job:
             self.__dict__.pop(name, None)
 
     def sampled(self, cpu: int, mem: int, seconds: int) -> "Job":
-        """This job with one more usage sample; when full, every second one goes and the step doubles."""
-        cpus, mems = (self.cpu_used or []) + [cpu], (self.mem_used or []) + [mem]
-        step = self.sample_seconds or seconds
+        """This job with one more usage sample, of the last `seconds`; when full, every second one goes and the step
+        doubles, and from then on samples are passed over until a whole step has gone by."""
+        step, skipped, max_mem = self.sample_seconds or seconds, self.sample_skipped + seconds, max(self.max_mem, mem)
+        if self.cpu_used and skipped + seconds / 2 < step:
+            return self.but(sample_skipped=skipped, max_mem=max_mem)
+        cpus, mems, skipped = (self.cpu_used or []) + [cpu], (self.mem_used or []) + [mem], 0
         if len(cpus) > MAX_SAMPLES:
-            cpus, mems, step = cpus[1::2], mems[1::2], step * 2
-        return self.but(cpu_used=cpus, mem_used=mems, sample_seconds=step, max_mem=max(self.max_mem, mem))
+            cpus, mems, skipped, step = cpus[1::2], mems[1::2], step, step * 2
+        return self.but(cpu_used=cpus, mem_used=mems, sample_seconds=step, sample_skipped=skipped, max_mem=max_mem)
 
     def to_record(self) -> Dict[str, Any]:
         """The job as JSON has it; what is at its default is left out, but what the original always wrote is there."""
@@ -546,7 +562,8 @@ def _check_int(key: str, value: Any) -> int:
 def _check_range(low: int, high: int, unit: str = "") -> Callable[[str, Any], int]:
     def check(key: str, value: Any) -> int:
         if not low <= _check_int(key, value) <= high:
-            raise BadRequest(f"{key} must be from {low} to {high}{unit}, not {value:.20g}")
+            shown = str(value) if abs(value) < 1 << 70 else "that"
+            raise BadRequest(f"{key} must be from {low} to {high}{unit}, not {shown}")
         return value
 
     return check
@@ -613,10 +630,10 @@ _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",",
 _encode_ascii = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode
 
 
-def from_json(data: bytes, what: str = "the body") -> Any:
+def from_json(data: Union[bytes, str], what: str = "the body") -> Any:
     """The value in some JSON; raises BadRequest for anything that is not JSON, however it is broken."""
     try:
-        return _decode(data.decode("utf-8"))
+        return _decode(data.decode("utf-8") if isinstance(data, bytes) else data)
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"{what} is not JSON: {error}") from None
 
@@ -627,13 +644,26 @@ def to_json(value: Any) -> bytes:
         text = _encode(value)
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"this cannot be kept as JSON: {error}") from None
-    if "<" in text or ">" in text or "&" in text:
-        text = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     try:
-        return text.encode("utf-8")
+        data = text.encode("utf-8")
     except UnicodeEncodeError:
         # A half of a surrogate pair: how Python shows a file name that is not UTF-8.  UTF-8 cannot say it, an escape can.
-        return _encode_ascii(value).encode("ascii")
+        data = _encode_ascii(value).encode("ascii")
+    if b"<" in data or b">" in data or b"&" in data:
+        data = data.replace(b"<", b"\\u003c").replace(b">", b"\\u003e").replace(b"&", b"\\u0026")
+    return data
+
+
+def check_shown(value: Any, depth: int = 32) -> None:
+    """Raises BadRequest for a value that must not be kept, since a listing with it in could not be read any more: nested
+    deeper than some JSON reader can follow, or infinite."""
+    if depth == 0:
+        raise BadRequest("what you send is nested too deeply: 32 levels can be kept")
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        raise BadRequest("a number you send is larger than JSON readers can hold")
+    if isinstance(value, (dict, list)):
+        for member in value.values() if isinstance(value, dict) else value:
+            check_shown(member, depth - 1)
 
 
 def read_jobs(path: str) -> List[Dict[str, Any]]:
@@ -648,10 +678,20 @@ def read_jobs(path: str) -> List[Dict[str, Any]]:
         whole = from_json(data, what)
     except BadRequest as error:
         whole = _read_lines(data, what, error)
-    if isinstance(whole, dict) and "Params" not in whole:
-        ready = [job for bucket in ("Available", "Leased") for job in (whole.get(bucket) or {}).values()]
-        return ready + [{**job, "Hold": True} for job in (whole.get("Held") or {}).values()]
+    if isinstance(whole, dict) and not any(key.lower() == "params" for key in whole):
+        return _unfinished(whole, what)
     return whole if isinstance(whole, list) else [whole]
+
+
+def _unfinished(database: Dict[str, Any], what: str) -> List[Dict[str, Any]]:
+    """The jobs of a database that are not over."""
+    found = []
+    for bucket in ("Available", "Leased", "Held"):
+        jobs = database.get(bucket) or {}
+        if not isinstance(jobs, dict) or not all(isinstance(job, dict) for job in jobs.values()):
+            raise BadRequest(f"{what} is no database: {bucket} must be an object of jobs")
+        found += [{**job, "Hold": True} if bucket == "Held" else job for job in jobs.values()]
+    return found
 
 
 def _read_lines(data: bytes, what: str, not_whole: BadRequest) -> List[Dict[str, Any]]:
@@ -756,9 +796,9 @@ def server_url(text: str) -> str:
         port, host = parts.port, parts.hostname
     except ValueError as error:
         raise BadRequest(f"{text!r} is not a server's address: {error}") from None
-    if parts.scheme not in ("http", "https") or not host:
+    if parts.scheme not in ("http", "https") or not host or port == 0:
         raise BadRequest(f"{text!r} is not a server's address: write host, host:port or http://host:port")
-    netloc = parts.netloc if port or "://" in text else f"{parts.netloc.rstrip(':')}:{DEFAULT_PORT}"
+    netloc = parts.netloc if port is not None or "://" in text else f"{parts.netloc.rstrip(':')}:{DEFAULT_PORT}"
     return f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}"
 
 

@@ -7,10 +7,11 @@ Queue    holds every job, changes jobs only through jobrunner.TRANSITIONS, and n
 Store    writes and reads, and never judges a state.
 Handler  finds the route, reads the body, calls, answers.
 
-An answer means it is on disk.  Every public Queue method takes the lock once, changes jobs, appends the change to the
-journal's open batch, lets go of the lock, and waits for the disk outside it.  Whoever waits first writes the batch for
-all who came meanwhile, so requests that wait together share one fsync.  A batch that cannot be written (full disk) is
-undone: jobs are never changed, only replaced, so the former ones are simply put back.
+An answer means it is on disk.  Every public Queue method that changes jobs takes the lock, appends the change to the
+journal's open batch, lets go of the lock, and returns the batch with its result: the answer is sent when the batch is
+written.  Whoever waits first writes it for all who came meanwhile, so requests that wait together share one fsync, and
+then sends their answers too, so that their threads need not be woken for that.  A batch that cannot be written (full
+disk) is undone: jobs are never changed, only replaced, so the former ones are simply put back.
 
 The snapshot (jobs.json) is written in the background from a list of jobs taken under the lock; what changes from then
 on goes to the next journal.  Start = snapshot + the journals not older than it.
@@ -23,17 +24,22 @@ Sections: settings, the database file, the store, nodes, the queue, answers and 
 import argparse
 import collections
 import errno
+import functools
 import gc
 import glob
 import heapq
+import io
 import json
 import logging
 import os
+import random
 import re
 import select
+import selectors
 import signal
 import socket
 import socketserver
+import struct
 import sys
 import threading
 import time
@@ -78,7 +84,7 @@ ORIGINAL_LEASE = 600  # s beyond its Runtime that a job stays leased to an origi
 LONGEST_POLL = 60  # s a /request is held open at most, whatever Wait says
 MAX_STARTS = 20  # a job that was started so often and never ended is held
 OUTPUT_TAIL = 64 * 1024  # bytes of each output that a report may bring
-SMALL_SNAPSHOT = 1 << 20  # bytes of journal that are worth a snapshot whatever its size
+SMALL_SNAPSHOT = 16 << 20  # bytes of journal that are worth a snapshot whatever its size
 IDLE_SNAPSHOT = 60  # s after which even a short journal is folded in, where that costs little
 CHUNK = 64  # jobs turned into JSON at a time, so that requests come between
 
@@ -376,6 +382,11 @@ class Store:
         if batch.error:
             raise batch.error
 
+    def unwritten(self) -> Optional[Batch]:
+        """What an answer must wait for that tells of changes which others are still waiting for; None = nothing."""
+        with self._mutex:
+            return self._open if self._open.lines else None
+
     def close_batch(self) -> Batch:
         """The open batch, which takes no more changes from here on.  The caller holds `writing` and must write it."""
         with self._mutex:
@@ -525,9 +536,14 @@ def _sync_folder(path: str) -> None:
 
 
 class Poll:
-    """One POST /request that is being held open."""
+    """One POST /request that is being answered, or held open until there is something to say.
 
-    def __init__(self, slots: int):
+    number   int  the client counts its requests; 0 = it does not
+    slots    int  what it offers
+    """
+
+    def __init__(self, number: int, slots: int):
+        self.number = number
         self.slots = slots
         self.superseded = False
         self.wake = threading.Event()
@@ -543,8 +559,8 @@ class Node:
     last_seen   time    its latest request
     slots       int     how many jobs it runs at most; 0 = never said
     info        {}      what it says of itself (System, Version, ...)
-    poll        Poll    the request it has open, if any
-    handed      {id: lease}  what the latest answer gave it, until it has named it once
+    polls       [Poll]  the requests it has open
+    handed      {poll: [(id, lease)]}  what its latest answers gave it, until it has said that it got them
     """
 
     def __init__(self, host: str, client: str, original: bool):
@@ -556,8 +572,10 @@ class Node:
         self.slots = 0
         self.down = False
         self.info: Dict[str, Any] = {}
-        self.poll: Optional[Poll] = None
-        self.handed: Dict[str, str] = {}
+        self.polls: List[Poll] = []
+        self.handed: Dict[int, List[Tuple[str, str]]] = {}
+        self.session: Any = None
+        self.latest = 0  # number of its latest request
 
     def describe(self, info: Dict[str, Any]) -> None:
         """Takes in what a client says of itself: Slots, Properties, System and whatever else, kept for listings."""
@@ -566,6 +584,15 @@ class Node:
         words = [word for word in words if isinstance(word, str)] if isinstance(words, list) else []
         self.properties = frozenset(words + [f"host={self.host}"])
         self.info = info
+
+    def outdated(self, poll: Poll, info: Dict[str, Any]) -> bool:
+        """True for a request that was overtaken on its way by a later one of the same client: what it says is old."""
+        if info.get("Session") != self.session:  # the client was started anew, and counts anew
+            self.session, self.latest = info.get("Session"), 0
+        if poll.number and poll.number < self.latest:
+            return True
+        self.latest = poll.number
+        return False
 
     def to_record(self, running: int) -> Dict[str, Any]:
         state = "down" if self.down else "job-busy" if self.slots and running >= self.slots else "free"
@@ -696,8 +723,8 @@ class Queue:
         with self.lock:
             self.stopping = True
             for node in self.nodes.values():
-                if node.poll:
-                    node.poll.wake.set()
+                for poll in node.polls:
+                    poll.wake.set()
             for events in self.watchers.values():
                 for event in events:
                     event.set()
@@ -733,13 +760,13 @@ class Queue:
         journal, snapshot = self.store.journal_bytes, self.store.snapshot_bytes
         waited = time.monotonic() - self.snapshot_time
         return (journal > max(SMALL_SNAPSHOT, snapshot // 2) and waited > 5) or (
-            journal > 0 and waited > IDLE_SNAPSHOT and snapshot < 16 * SMALL_SNAPSHOT
+            journal > 0 and waited > IDLE_SNAPSHOT and snapshot < SMALL_SNAPSHOT
         )
 
     # -- the life of a job, in its order
 
-    def add(self, records: List[Any]) -> List[Job]:
-        """Queues jobs, all or none, in the order given; raises BadRequest, DiskFailed."""
+    def add(self, records: List[Any]) -> Tuple[List[Job], Optional[Batch]]:
+        """Queues jobs, all or none, in the order given; raises BadRequest."""
         jobs = [self._submitted(record, place, len(records)) for place, record in enumerate(records)]
         with self.lock:
             number = self.next_number
@@ -750,8 +777,7 @@ class Queue:
         with self.lock:
             batch = self._commit(entry, [(None, job) for job in jobs])
             self._wake(jobs)
-        self.store.wait(batch)
-        return jobs
+        return jobs, batch
 
     def _submitted(self, record: Any, place: int, of: int) -> Job:
         """A new job as its submitter described it."""
@@ -759,8 +785,7 @@ class Queue:
             job = Job.from_record(record, submitted=True)
             if job.depend:
                 raise BadRequest("Depend is not known to this version: submit the job when what it needs is done")
-            if job.extra:
-                to_json(job.extra)
+            jobrunner.check_shown(job.extra)
         except BadRequest as error:
             if of == 1:
                 raise
@@ -772,59 +797,61 @@ class Queue:
             return self._moved(job, "wait", comment=f"waits for {format_time(job.start_after)}")
         return job
 
-    def lease(self, host: str) -> Optional[Job]:
+    def lease(self, host: str) -> Tuple[Optional[Job], Optional[Batch]]:
         """The next job for an original client, leased to it; None if there is none for it."""
         with self.lock:
             node = self._node(host, "", original=True)
-            jobs, batch = self._lease(node, slots=1)
-        self.store.wait(batch)
-        return jobs[0] if jobs else None
+            jobs, batch = self._lease(node, Poll(0, slots=1))
+        return jobs[0] if jobs else None, batch
 
-    def poll(self, request: Dict[str, Any], alive: Callable[[], bool] = lambda: True) -> Dict[str, Any]:
+    def poll(self, request: Dict[str, Any], alive: Callable[[], bool]) -> Tuple[Dict[str, Any], Optional[Batch]]:
         """Our clients' heartbeat: renews the leases it names, and answers as soon as there is a job or a signal for it.
 
-        request: Hostname, Slots (free ones), Wait (s), Running [{"ID","Lease"}], Node {}
+        request: Hostname, Slots (free ones), Wait (s), Running [{"ID","Lease"}], Node {}, Reports [as for `report`],
+                 Poll (it counts its requests), Open [those it has no answer to yet]
         alive:   tells whether the client still listens; nothing is leased to one that hung up while it waited
         """
-        host, slots, wait, running, info = _poll_fields(request)
-        deadline = time.monotonic() + wait
-        mine = Poll(slots)
+        wish = _poll_wish(request)
+        reports = self._checked_reports(request.get("Reports") or [], "finish")
+        if reports:
+            wish = wish._replace(wait=0)  # their acknowledgement is something to say
+        deadline = time.monotonic() + wish.wait
         with self.lock:
-            node = self._node(host, str(info.get("Client") or ""), original=False)
-            node.describe(info)
-            signals = self._renew(node, running)
-            if node.poll and node.client:  # this one says more than the one that is held open: send that home
-                node.poll.superseded = True
-                node.poll.wake.set()
-            node.poll = mine
+            node = self._node(wish.host, str(wish.info.get("Client") or ""), original=False)
+            node.describe(wish.info)
+            reported, batch = self._take_reports(reports)
+            mine, signals = Poll(wish.number, wish.slots), []
+            if node.outdated(mine, wish.info):
+                mine.superseded = True
+            else:
+                signals = self._renew(node, wish.running)
+                mine.slots -= self._settle_polls(node, wish)
+            node.polls.append(mine)
         first = True
         while True:
             with self.lock:
                 jobs: List[Job] = []
-                batch = None
-                if mine.superseded or self.stopping:
-                    wait = 0
-                elif slots and (first or alive()):
-                    jobs, batch = self._lease(node, slots)
-                signals = signals or self._signals(running)
-                left = deadline - time.monotonic() if wait else 0
-                if jobs or signals or left <= 0:
-                    if node.poll is mine:
-                        node.poll = None
+                if mine.slots > 0 and not mine.superseded and not self.stopping and (first or alive()):
+                    jobs, batch = self._lease(node, mine, batch)
+                signals = signals or self._signals(wish.running)
+                left = deadline - time.monotonic()
+                if jobs or signals or left <= 0 or mine.superseded or self.stopping:
+                    node.polls.remove(mine)
                     node.last_seen = self.clock()
                     break
                 mine.wake.clear()
             first = False
             mine.wake.wait(left)
-        self.store.wait(batch)
-        return {"Jobs": [job.to_record() for job in jobs], "Signals": signals, "Drain": False}
+        reply = {"Jobs": [job.to_record() for job in jobs], "Signals": signals, "Drain": False}
+        if reports:
+            reply["Reported"] = reported
+        return reply, batch
 
     def _renew(self, node: Node, running: List[Tuple[str, str, str]]) -> List[Dict[str, str]]:
         """Renews the leases a client names; signals for those it has no right to any more."""
         signals, moment = [], self.clock()
         for job_id, lease, _ in running:
             job = self.jobs.get(job_id)
-            node.handed.pop(job_id, None)
             if job and lease and job.lease == lease:
                 if job.state is State.QUEUED:  # given up for lost, but nobody else has begun it: it keeps it
                     self._commit_put(job, self._moved(job, "lease", comment="", host=node.host))
@@ -833,13 +860,29 @@ class Queue:
                     self._put(job, job.but(expiry=self._renewed(moment)))
             else:
                 signals.append({"ID": job_id, "Signal": "delete"})
-        for job_id, lease in node.handed.items():
-            # Its former request was answered with this job, and it does not have it: the answer was lost on the way.
-            job = self.jobs.get(job_id)
-            if job and job.state is State.RUNNING and job.lease == lease:
-                self._commit_put(job, self._requeued(job, f"the answer that gave it to {node.host} was lost"))
-        node.handed = {}
         return signals
+
+    def _settle_polls(self, node: Node, wish: "Wish") -> int:
+        """Sends a client's older requests home, since the new one says more, and finds out what became of the answers to
+        them: requeues what was lost on the way.  Returns the slots that answers still on their way will take."""
+        if not node.client or not wish.number:
+            return 0
+        for poll in node.polls:
+            poll.superseded = True
+            poll.wake.set()
+        named, taken = {job_id for job_id, _, _ in wish.running}, 0
+        for number in list(node.handed):
+            for job_id, lease in node.handed[number]:
+                job = self.jobs.get(job_id)
+                if job_id in named or job is None or job.lease != lease or job.state is not State.RUNNING:
+                    continue
+                if number in wish.open:
+                    taken += job.ncpus
+                else:
+                    self._commit_put(job, self._requeued(job, f"the answer that gave it to {node.host} was lost"))
+            if number not in wish.open:
+                del node.handed[number]
+        return taken
 
     def _signals(self, running: List[Tuple[str, str, str]]) -> List[Dict[str, str]]:
         """What a client is to do with the jobs it runs and has not been told yet."""
@@ -854,11 +897,14 @@ class Queue:
         """When a lease of ours ends that was renewed at `moment`; None = never."""
         return round(moment + self.requeue_after, 6) if self.requeue_after else None
 
-    def _lease(self, node: Node, slots: int) -> Tuple[List[Job], Optional[Batch]]:
-        """The next jobs that fit into `slots`, leased to a node; the caller holds the lock."""
+    def _lease(
+        self, node: Node, poll: Poll, before: Optional[Batch] = None
+    ) -> Tuple[List[Job], Optional[Batch]]:
+        """The next jobs that fit into a request's slots, leased to its node, and the batch to wait for: `before` if there
+        is no job.  The caller holds the lock."""
         leased: List[Job] = []
         changes = []
-        moment = self.clock()
+        moment, slots = self.clock(), poll.slots
         while slots > 0:
             job = self._pick(node, slots)
             if job is None:
@@ -877,11 +923,11 @@ class Queue:
             leased.append(run)
             self._put(job, run)  # at once, so that the next pick does not find it again
             changes.append((job, run))
-            if node.client:
-                node.handed[run.id] = run.lease
+            if node.client and poll.number:
+                node.handed.setdefault(poll.number, []).append((run.id, run.lease))
             log.debug("job.lease job=%s host=%s run=%d walltime=%d", run, run.host, run.run_count, run.runtime)
         if not leased:
-            return [], None
+            return [], before
         return leased, self.store.append({"Put": [job.to_record() for job in leased]}, changes)
 
     def _pick(self, node: Node, slots: int) -> Optional[Job]:
@@ -902,32 +948,49 @@ class Queue:
         job = self.jobs.get(entry[3])
         return job is not None and job.state is State.QUEUED and _order(job) == entry and Need.of(job) == need
 
-    def report(self, reports: List[Dict[str, Any]], kind: str) -> List[Dict[str, Any]]:
+    def report(self, reports: List[Any], kind: str) -> Tuple[List[Dict[str, Any]], Optional[Batch]]:
         """Takes in that runs ended.  Raises BadRequest (unknown job, or not a report), and then none counts.
 
         kind: finish, timeout or dead.  A report of a run that is not the job's present one changes nothing, so one sent
         twice counts once; answers {"ID"} each, with "Stale": true where it came from a run that is not the latest.
         """
-        words = [self._report_fields(report) for report in reports]
-        for report, (job_id, _, _) in zip(reports, words):
-            self._keep_outputs(self.jobs[job_id], report)
-        answers, ended, changes = [], [], []
+        checked = self._checked_reports(reports, kind)
         with self.lock:
-            for report, (job_id, lease, host) in zip(reports, words):
-                job = self.jobs[job_id]
-                current = job.lease == lease and (bool(lease) or job.host == host)
-                answers.append({"ID": job_id} if current else {"ID": job_id, "Stale": True})
-                if current and job.state is State.RUNNING:
-                    over = self._ended(job, report, kind)
-                    self._put(job, over)
-                    ended.append(over)
-                    changes.append((job, over))
-            batch = self.store.append({"Put": [job.to_record() for job in ended]}, changes) if ended else None
-            self._wake([job for job in ended if job.state is State.QUEUED])
-        self.store.wait(batch)
+            return self._take_reports(checked)
+
+    def _checked_reports(self, reports: Any, kind: str) -> List[Tuple[Dict[str, Any], str, str, str, str]]:
+        """(report, kind, ID, Lease, Hostname) of each, their outputs written; raises BadRequest, and then none counts."""
+        if not isinstance(reports, list):
+            raise BadRequest("reports come as a list")
+        checked = []
+        for report in reports:
+            job_id, lease, host = self._report_fields(report)
+            by_status = report.get("Status") if kind == "finish" and report.get("Status") in ("timeout", "dead") else kind
+            checked.append((report, by_status, job_id, lease, host))
+        for report, _, job_id, _, _ in checked:
+            self._keep_outputs(self.jobs[job_id], report)
+        return checked
+
+    def _take_reports(
+        self, checked: List[Tuple[Dict[str, Any], str, str, str, str]]
+    ) -> Tuple[List[Dict[str, Any]], Optional[Batch]]:
+        answers, ended, changes = [], [], []
+        for report, kind, job_id, lease, host in checked:
+            job = self.jobs[job_id]
+            current = job.lease == lease and (bool(lease) or job.host == host)
+            answers.append({"ID": job_id} if current else {"ID": job_id, "Stale": True})
+            if current and job.state is State.RUNNING:
+                over = self._ended(job, report, kind)
+                self._put(job, over)
+                ended.append(over)
+                changes.append((job, over))
+        if not ended:
+            return answers, None
+        batch = self.store.append({"Put": [job.to_record() for job in ended]}, changes)
+        self._wake([job for job in ended if job.state is State.QUEUED])
         for job in ended:
             self._tell_watchers(job)
-        return answers
+        return answers, batch
 
     def _report_fields(self, report: Any) -> Tuple[str, str, str]:
         """(ID, Lease, Hostname) of a report; raises BadRequest for what is none, and for unknown jobs."""
@@ -978,11 +1041,12 @@ class Queue:
             signal="",
         )
 
-    def sample(self, samples: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    def sample(self, samples: List[Any]) -> Tuple[List[Dict[str, Any]], Optional[Batch]]:
         """Keeps usage samples {"ID","Lease","CPU","Mem"[,"CpuTimeUsed","Seconds"]}; raises BadRequest."""
         words = [self._report_fields(sample) for sample in samples]
         for sample in samples:
-            if type(sample.get("CPU")) is not int or type(sample.get("Mem")) is not int:
+            numbers = [sample.get("CPU"), sample.get("Mem"), sample.get("Seconds") or 60]
+            if not all(type(number) is int and abs(number) < 1 << 62 for number in numbers) or numbers[2] < 1:
                 raise BadRequest("a usage report needs CPU (percent of one core x 100) and Mem (bytes), whole numbers")
         batch, answers = None, []
         with self.lock:
@@ -991,15 +1055,14 @@ class Queue:
                 answers.append({"ID": job_id} if job.lease == lease else {"ID": job_id, "Stale": True})
                 if job.lease == lease and job.state is State.RUNNING:
                     batch = self._sample(job, sample)
-        self.store.wait(batch)
-        return answers
+        return answers, batch
 
     def _sample(self, job: Job, sample: Dict[str, Any]) -> Batch:
         seconds, cpu_time = sample.get("Seconds") or 60, max(job.cpu_time_used, sample.get("CpuTimeUsed") or 0)
         after = job.sampled(sample["CPU"], sample["Mem"], seconds).but(cpu_time_used=cpu_time)
         return self._commit({"Sample": [job.id, sample["CPU"], sample["Mem"], seconds, cpu_time]}, [(job, after)])
 
-    def delete(self, names: List[str]) -> List[Job]:
+    def delete(self, names: List[str]) -> Tuple[List[Job], Optional[Batch]]:
         """Ends jobs: at once if they wait, through their client if they run; raises UnknownJob, BadState; then none is."""
         changes, moment = [], self.clock()
         with self.lock:
@@ -1012,12 +1075,11 @@ class Queue:
             batch = self._commit({"Put": [after.to_record() for _, after in changes]}, changes) if changes else None
             for _, job in changes:
                 for node in self.nodes.values():
-                    if job.state is State.RUNNING and node.host == job.host and node.poll:
-                        node.poll.wake.set()
-        self.store.wait(batch)
+                    for poll in node.polls if job.state is State.RUNNING and node.host == job.host else ():
+                        poll.wake.set()
         for _, job in changes:
             self._tell_watchers(job)
-        return [job for _, job in changes]
+        return [job for _, job in changes], batch
 
     def _delete_words(self, job: Job) -> str:
         if job.lease:
@@ -1061,7 +1123,7 @@ class Queue:
         return self._requeued(job, words, lease=job.lease)
 
     def _watch_node(self, node: Node, moment: float) -> None:
-        silent = not node.poll and moment - node.last_seen > self.node_timeout
+        silent = not node.polls and moment - node.last_seen > self.node_timeout
         if silent and not node.down:
             log.warning("node.down host=%s silent=%d", node.host, moment - node.last_seen)
         node.down = silent
@@ -1233,15 +1295,20 @@ class Queue:
 
     def _wake(self, jobs: List[Job]) -> None:
         """Wakes a waiting client for each job that became ready: one that can run it, and only as many as there is work."""
-        waiting = [node for node in self.nodes.values() if node.poll and node.poll.slots and not node.poll.wake.is_set()]
-        if not waiting:
+        if not jobs:
             return
-        for job in jobs:
+        waiting = [
+            (node, poll)
+            for node in self.nodes.values()
+            for poll in node.polls
+            if poll.slots > 0 and not poll.superseded and not poll.wake.is_set()
+        ]
+        for job in jobs if waiting else ():
             need = Need.of(job)
-            for node in waiting:
-                if job.state is State.QUEUED and need.fits(node, node.poll.slots):
-                    node.poll.wake.set()
-                    waiting.remove(node)
+            for node, poll in waiting:
+                if job.state is State.QUEUED and need.fits(node, poll.slots):
+                    poll.wake.set()
+                    waiting.remove((node, poll))
                     break
             if not waiting:
                 return
@@ -1257,10 +1324,15 @@ def _order(job: Job) -> Tuple[int, int, int, str]:
     return (-job.priority, job.number, job.index or 0, job.id)
 
 
+_random = random.Random()  # seeded by the system; an ID is no secret
+_ID_MASK = 0xFFFFFFFF_FFFF_0FFF_3FFF_FFFFFFFFFFFF
+_ID_VERSION = 0x00000000_0000_4000_8000_000000000000
+
+
 def _new_id() -> str:
-    """A random UUID (version 4); uuid.uuid4 takes three times as long."""
-    digits = os.urandom(16).hex()
-    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{'89ab'[int(digits[16], 16) & 3]}{digits[17:20]}-{digits[20:]}"
+    """A random UUID (version 4); uuid.uuid4 takes five times as long."""
+    digits = "%032x" % (_random.getrandbits(128) & _ID_MASK | _ID_VERSION)
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def tail_bytes(text: str) -> bytes:
@@ -1286,25 +1358,38 @@ _REPORT_KINDS: Dict[str, Any] = {
 }
 
 
-def _poll_fields(request: Any) -> Tuple[str, int, float, List[Tuple[str, str, str]], Dict[str, Any]]:
-    """(Hostname, Slots, Wait, [(ID, Lease, Signal it knows of)], Node) of a POST /request; raises BadRequest."""
+class Wish(NamedTuple):
+    """What a POST /request says."""
+
+    host: str
+    slots: int
+    wait: float
+    running: List[Tuple[str, str, str]]  # ID, Lease, the signal it knows of
+    info: Dict[str, Any]
+    number: int
+    open: List[Any]
+
+
+def _poll_wish(request: Any) -> Wish:
+    """A POST /request, checked; raises BadRequest."""
     if not isinstance(request, dict):
         raise BadRequest("a request is a JSON object with Hostname and Slots")
     host, slots, wait = request.get("Hostname"), request.get("Slots", 1), request.get("Wait", 0)
     running, info = request.get("Running") or [], request.get("Node") or {}
+    number, open_polls = request.get("Poll", 0), request.get("Open") or []
     if host is not None and not isinstance(host, str):
         raise BadRequest("Hostname must be text")
     if type(slots) is not int or not 0 <= slots <= 1 << 20:
         raise BadRequest("Slots must be a whole number, 0 or more")
-    if isinstance(wait, bool) or not isinstance(wait, (int, float)) or wait < 0:
+    if isinstance(wait, bool) or not isinstance(wait, (int, float)) or not 0 <= wait < 1e9:
         raise BadRequest("Wait must be a number of seconds, 0 or more")
     if not isinstance(running, list) or not all(isinstance(r, dict) and isinstance(r.get("ID"), str) for r in running):
         raise BadRequest('Running must be a list of {"ID","Lease"}')
-    if not isinstance(info, dict):
-        raise BadRequest("Node must be an object")
-    to_json(info)  # it will be shown in listings: refuse now what could not be
+    if not isinstance(info, dict) or type(number) is not int or not isinstance(open_polls, list):
+        raise BadRequest("Node must be an object, Poll a whole number and Open a list of them")
+    jobrunner.check_shown(info)
     named = [(r["ID"], str(r.get("Lease") or ""), str(r.get("Signal") or "")) for r in running]
-    return host or UNKNOWN_HOST, slots, min(wait, LONGEST_POLL), named, info
+    return Wish(host or UNKNOWN_HOST, slots, min(wait, LONGEST_POLL), named, info, number, open_polls)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1329,6 +1414,11 @@ class Answer(NamedTuple):
     status: int
     body: Union[bytes, Iterator[bytes]] = b""
     headers: bytes = b"Content-Type: application/json\r\n"
+    batch: Optional[Batch] = None  # not to be sent before this is on disk
+
+
+def _json(value: Any, batch: Optional[Batch] = None) -> Answer:
+    return Answer(200, to_json(value), batch=batch)
 
 
 EMPTY = Answer(200, b"", b"")  # as the original answers a report: a client of its kind leaks what has a body
@@ -1344,7 +1434,7 @@ def _configuration(request: Request) -> Any:
     text = request.query.get("configuration")
     if not text:
         raise BadRequest("the query has no configuration: send ?configuration= with the job as JSON")
-    return from_json(text.encode("utf-8", "surrogatepass"), "configuration")
+    return from_json(text, "configuration")
 
 
 def _body(request: Request) -> Any:
@@ -1363,37 +1453,37 @@ def get_dump(queue: Queue, request: Request) -> Answer:
 
 
 def get_add(queue: Queue, request: Request) -> Answer:
-    (job,) = queue.add([_configuration(request)])
-    return Answer(200, b'{"ID":"%b","Number":%d}' % (job.id.encode(), job.number))
+    (job,), batch = queue.add([_configuration(request)])
+    return Answer(200, b'{"ID":"%b","Number":%d}' % (job.id.encode(), job.number), batch=batch)
 
 
 def post_add(queue: Queue, request: Request) -> Answer:
-    jobs = queue.add(_body_list(request))
-    return Answer(200, to_json([{"ID": job.id, "Number": job.number} for job in jobs]))
+    jobs, batch = queue.add(_body_list(request))
+    return _json([{"ID": job.id, "Number": job.number} for job in jobs], batch)
 
 
 def get_request(queue: Queue, request: Request) -> Answer:
-    job = queue.lease(request.query.get("hostname") or UNKNOWN_HOST)
+    job, batch = queue.lease(request.query.get("hostname") or UNKNOWN_HOST)
     if job is None:
         return NOTHING
-    return Answer(200, to_json({"ID": job.id, "Params": job.params, "Runtime": job.runtime}))
+    return _json({"ID": job.id, "Params": job.params, "Runtime": job.runtime}, batch)
 
 
 def post_request(queue: Queue, request: Request) -> Answer:
-    return Answer(200, to_json(queue.poll(_body(request), request.alive)))
+    return _json(*queue.poll(_body(request), request.alive))
 
 
 def _get_report(kind: str) -> Callable[[Queue, Request], Answer]:
     def report(queue: Queue, request: Request) -> Answer:
         job_id = _id_of(_configuration(request))
-        queue.report([{"ID": job_id, "Hostname": request.query.get("hostname")}], kind)
-        return EMPTY
+        _, batch = queue.report([{"ID": job_id, "Hostname": request.query.get("hostname")}], kind)
+        return EMPTY._replace(batch=batch)
 
     return report
 
 
 def _post_report(kind: str) -> Callable[[Queue, Request], Answer]:
-    return lambda queue, request: Answer(200, to_json(queue.report(_body_list(request), kind)))
+    return lambda queue, request: _json(*queue.report(_body_list(request), kind))
 
 
 def _id_of(configuration: Any) -> str:
@@ -1411,34 +1501,35 @@ def get_usage(queue: Queue, request: Request) -> Answer:
     words = [request.query.get(key, "") for key in ("cpu", "mem")]
     if not all(re.match(r"[+-]?\d{1,18}\Z", word, re.ASCII) for word in words):
         raise BadRequest("cpu (percent of one core x 100) and mem (bytes) must be whole numbers")
-    queue.sample([{"ID": job_id, "CPU": int(words[0]), "Mem": int(words[1])}])
-    return EMPTY
+    _, batch = queue.sample([{"ID": job_id, "CPU": int(words[0]), "Mem": int(words[1])}])
+    return EMPTY._replace(batch=batch)
 
 
 def post_usage(queue: Queue, request: Request) -> Answer:
-    return Answer(200, to_json(queue.sample(_body_list(request))))
+    return _json(*queue.sample(_body_list(request)))
 
 
 def get_status(queue: Queue, request: Request) -> Answer:
-    return Answer(200, to_json(queue.status()))
+    return _json(queue.status())
 
 
 def get_nodes(queue: Queue, request: Request) -> Answer:
-    return Answer(200, to_json({"Nodes": queue.node_records()}))
+    return _json({"Nodes": queue.node_records()})
 
 
 def get_job(queue: Queue, request: Request) -> Answer:
     name, wait = request.query.get("id", ""), request.query.get("wait", "0")
     if not name or not re.match(r"\d{1,4}\Z", wait, re.ASCII):
         raise BadRequest("say which job with ?id=, a Number or ID; wait= is a number of seconds")
-    return Answer(200, to_json(queue.wait_for_end(name, min(int(wait), LONGEST_POLL)).public()))
+    job = queue.wait_for_end(name, min(int(wait), LONGEST_POLL))
+    return _json(job.public(), queue.store.unwritten())
 
 
 def get_output(queue: Queue, request: Request) -> Answer:
     job = queue.find(request.query.get("id", ""))
     tails = {key: queue.store.read_output(job, stream) for key, stream in (("StdOut", "out"), ("StdErr", "err"))}
     texts = {key: data.decode("utf-8", "surrogateescape") for key, data in tails.items()}
-    return Answer(200, to_json({"ID": job.id, "Number": job.number, "State": job.state.value, "Host": job.host, **texts}))
+    return _json({"ID": job.id, "Number": job.number, "State": job.state.value, "Host": job.host, **texts})
 
 
 def post_delete(queue: Queue, request: Request) -> Answer:
@@ -1446,14 +1537,15 @@ def post_delete(queue: Queue, request: Request) -> Answer:
     names = wish.get("IDs") if isinstance(wish, dict) else None
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise BadRequest('say which jobs as {"IDs":["17", ...]}')
-    return Answer(200, to_json({"Jobs": [job.public() for job in queue.delete(names)]}))
+    jobs, batch = queue.delete(names)
+    return _json({"Jobs": [job.public() for job in jobs]}, batch)
 
 
 def post_shutdown(queue: Queue, request: Request) -> Answer:
     if not request.local:
         return _error(403, "the server is stopped from its own machine only: run qterm there, or end its process")
     request.stop()
-    return Answer(200, to_json({"Stopping": True}))
+    return _json({"Stopping": True})
 
 
 def get_jobs(queue: Queue, request: Request) -> Answer:
@@ -1537,17 +1629,14 @@ ROUTES = {
 
 
 def answer(queue: Queue, path: str, request: Request) -> Answer:
-    """What the server says to a request; a refusal is an Answer too."""
+    """What the route says to a request; raises JobrunnerError."""
     route = ROUTES.get(path)
     if route is None:
         return _error(404, f"there is no {path} here: the URLs are {' '.join(ROUTES)}")
     function = {"GET": route.get, "POST": route.post}.get(request.method)
     if function is None:
         return _error(405, f"{path} takes {route.methods}, not {request.method}", b"Allow: %b\r\n" % route.methods.encode())
-    try:
-        return function(queue, request)
-    except JobrunnerError as error:
-        return _error(error.status, str(error))
+    return function(queue, request)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1569,69 +1658,98 @@ class BadHttp(JobrunnerError):
         self.status = status
 
 
+class Head(NamedTuple):
+    """The head of a request."""
+
+    method: str
+    target: str
+    headers: Dict[bytes, bytes]  # names in lower case
+    keep: bool  # the connection is to be kept open
+
+
+def read_head(readline: Callable[[int], bytes]) -> Optional[Head]:
+    """The head that comes next; None when the other side has closed; raises BadHttp."""
+    line = readline(MAX_LINE + 1)
+    if not line:
+        return None
+    if len(line) > MAX_LINE:
+        raise BadHttp(414, f"the URL is over {MAX_LINE} bytes: send the job as the body of a POST")
+    words = line.split()
+    if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
+        raise BadHttp(400, "this is not HTTP: the request must begin with METHOD /path HTTP/1.1")
+    headers: Dict[bytes, bytes] = {}
+    while True:
+        line = readline(65537)
+        if line in (b"\r\n", b"\n"):
+            break
+        name, colon, value = line.partition(b":")
+        if not colon or len(line) > 65536 or len(headers) >= MAX_HEADERS:
+            raise BadHttp(431 if colon else 400, "a header line is too long, one too many, or has no colon")
+        headers[name.lower()] = value.strip()
+    keep = words[2] != b"HTTP/1.0" and headers.get(b"connection", b"").lower() != b"close"
+    return Head(words[0].decode("latin-1"), words[1].decode("latin-1"), headers, keep)
+
+
+class _Rest(io.RawIOBase):
+    """What comes on a connection, beginning with what was read of it already."""
+
+    def __init__(self, first: bytes, connection: socket.socket):
+        self.first, self.connection = first, connection
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self.first:
+            return self.connection.recv_into(buffer)
+        piece = self.first[: len(buffer)]
+        self.first = self.first[len(piece) :]
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
 class Handler(BaseHTTPRequestHandler):
-    """One connection.  Reads requests and writes answers itself: http.server's way, with an e-mail parser for the
+    """One connection, in a thread of its own.  Reads requests and writes answers itself: http.server's way, with an e-mail parser for the
     headers, a write for each line and a line of log, takes three quarters of the time of a request here."""
 
     server: "Server"
     disable_nagle_algorithm = True
-    timeout = IDLE
+
+    def setup(self) -> None:
+        super().setup()
+        first = self.server.front.handed_over.pop(self.connection, b"") if self.server.front else b""
+        if first:
+            self.rfile = io.BufferedReader(_Rest(first, self.connection))
+        if WINDOWS:
+            self.connection.settimeout(IDLE)
+        else:
+            # Time-outs by the kernel: Python's own cost another system call, poll, before each read and write.
+            limit = struct.pack("ll", IDLE, 0)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
     def handle(self) -> None:
         try:
             while self._one_request():
                 pass
-        except (ConnectionError, socket.timeout, TimeoutError):
+        except (ConnectionError, socket.timeout, TimeoutError, BlockingIOError):
             pass  # it hung up, or fell silent: nothing was half done, since answers are written when all is
 
     def _one_request(self) -> bool:
         """Reads one request and answers it; False: the connection is to be closed."""
         try:
-            head = self._read_head()
+            head = read_head(self.rfile.readline)
             if head is None:
                 return False
-            method, target, headers, keep = head
-            body = self._read_body(headers)
-            path, _, query = target.partition("?")
-            local = self.client_address[0] in LOOPBACK
-            request = Request(method, parse_query(query), body, self._alive, local, self.server.stop.set)
-            reply = answer(self.server.queue, path, request)
+            body, keep = self._read_body(head.headers), head.keep
         except BadHttp as error:
             reply, keep = _error(error.status, str(error)), False
-        except BadRequest as error:
-            reply = _error(400, str(error))
-        except (ConnectionError, TimeoutError, socket.timeout):
-            raise
-        except Exception:
-            log.exception("http.bug client=%s: please report this", self.client_address[0])
-            reply, keep = _error(500, "the server made a mistake, which is in its log: nothing is known to have changed"), False
-        self._send(reply, keep)
+        else:
+            reply = self.server.answer(head, body, self.client_address, self._alive)
+        self._send(written(self.server.queue, reply), keep)
         if not keep:
             self._linger()
         return keep
-
-    def _read_head(self) -> Optional[Tuple[str, str, Dict[bytes, bytes], bool]]:
-        """(method, target, headers, keep the connection); None when the other side closed it; raises BadHttp."""
-        readline = self.rfile.readline
-        line = readline(MAX_LINE + 1)
-        if not line:
-            return None
-        if len(line) > MAX_LINE:
-            raise BadHttp(414, f"the URL is over {MAX_LINE} bytes: send the job as the body of a POST")
-        words = line.split()
-        if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
-            raise BadHttp(400, "this is not HTTP: the request must begin with METHOD /path HTTP/1.1")
-        headers: Dict[bytes, bytes] = {}
-        while True:
-            line = readline(65537)
-            if line in (b"\r\n", b"\n"):
-                break
-            name, colon, value = line.partition(b":")
-            if not colon or len(line) > 65536 or len(headers) >= MAX_HEADERS:
-                raise BadHttp(431 if colon else 400, "a header line is too long, one too many, or has no colon")
-            headers[name.lower()] = value.strip()
-        keep = words[2] != b"HTTP/1.0" and headers.get(b"connection", b"").lower() != b"close"
-        return words[0].decode("latin-1"), words[1].decode("latin-1"), headers, keep
 
     def _read_body(self, headers: Dict[bytes, bytes]) -> bytes:
         if b"transfer-encoding" in headers:
@@ -1650,14 +1768,10 @@ class Handler(BaseHTTPRequestHandler):
         return body
 
     def _send(self, reply: Answer, keep: bool) -> None:
-        head = _STATUS_LINES[reply.status] + _SERVER + self.server.date() + reply.headers
-        if not keep:
-            head += b"Connection: close\r\n"
-        if not isinstance(reply.body, bytes):
-            return self._stream(head, reply.body)
-        if reply.status != 204:
-            head += b"Content-Length: %d\r\n" % len(reply.body)
-        self.connection.sendall(head + b"\r\n" + reply.body)
+        if isinstance(reply.body, bytes):
+            self.connection.sendall(whole_answer(reply, keep))
+        else:
+            self._stream(_head(reply, keep), reply.body)
 
     def _stream(self, head: bytes, pieces: Iterator[bytes]) -> None:
         self.connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n")
@@ -1684,6 +1798,125 @@ class Handler(BaseHTTPRequestHandler):
         for _ in range(64):
             if not self.connection.recv(65536):
                 break
+
+
+class Front(threading.Thread):
+    """One thread for all connections that send nothing but small GETs which need no waiting: the original's clients and
+    scripts.  Whatever else comes first on a connection, it goes to a thread of its own, for good.
+
+    Threads that take turns at the interpreter's lock for each such request cost more than the request; here, requests
+    that come together are read one after the other and then written to disk and answered together.
+    """
+
+    PATHS = frozenset(("/add", "/request", "/finish", "/timeout", "/dead", "/usage", "/status"))
+
+    def __init__(self, server: "Server"):
+        super().__init__(daemon=True)
+        self.server = server
+        self.selector = selectors.DefaultSelector()
+        self.handed_over: Dict[socket.socket, bytes] = {}  # what was read of connections that go to a thread
+
+    def take(self, connection: socket.socket, address: Any) -> None:
+        """A new connection; any thread may call this."""
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.selector.register(connection, selectors.EVENT_READ, [address, time.monotonic()])
+
+    def run(self) -> None:
+        swept = time.monotonic()
+        while True:
+            replies = []
+            for key, _ in self.selector.select(IDLE / 4):
+                reply = self._read(key.fileobj, key.data)
+                if reply:
+                    replies.append((key.fileobj, reply))
+            for connection, reply in replies:
+                self._send(connection, written(self.server.queue, reply))
+            if time.monotonic() - swept > IDLE / 4:
+                swept = time.monotonic()
+                self._sweep(swept - IDLE)
+
+    def _read(self, connection: Any, data: List[Any]) -> Optional[Answer]:
+        """The answer to what came on a connection; None if it was closed, or is a thread's affair."""
+        address, data[1] = data[0], time.monotonic()
+        try:
+            came = connection.recv(65536, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except OSError:
+            came = b""
+        if not came:
+            self._close(connection)
+            return None
+        head = self._simple(came)
+        if head is None:
+            self.selector.unregister(connection)
+            self.handed_over[connection] = came
+            ThreadingHTTPServer.process_request(self.server, connection, address)
+            return None
+        return self.server.answer(head, b"", address, lambda: True)
+
+    def _simple(self, came: bytes) -> Optional[Head]:
+        """The head of what came, if that is one whole GET that can be answered here."""
+        if not came.startswith(b"GET /") or came.find(b"\r\n\r\n") != len(came) - 4:
+            return None
+        try:
+            head = read_head(io.BytesIO(came).readline)
+        except BadHttp:
+            return None
+        if head.target.partition("?")[0] not in self.PATHS or not head.keep:
+            return None
+        return None if b"content-length" in head.headers or b"transfer-encoding" in head.headers else head
+
+    def _send(self, connection: Any, reply: Answer) -> None:
+        data = whole_answer(reply)
+        try:
+            # Nobody waits here for a peer that does not read.  An answer this small does not fit only where many
+            # before it have not been read either: such a peer is hung up on.
+            whole = connection.send(data, socket.MSG_DONTWAIT) == len(data)
+        except OSError:
+            whole = False
+        if not whole:
+            self._close(connection)
+
+    def _close(self, connection: Any) -> None:
+        self.selector.unregister(connection)
+        self.server.shutdown_request(connection)
+
+    def _sweep(self, moment: float) -> None:
+        """Closes the connections that have been silent since that moment."""
+        for key in list(self.selector.get_map().values()):
+            if key.data[1] < moment:
+                self._close(key.fileobj)
+
+
+def written(queue: Queue, reply: Answer) -> Answer:
+    """The answer, once what it tells is on disk; another one if that cannot be."""
+    try:
+        queue.store.wait(reply.batch)
+        return reply
+    except DiskFailed as error:
+        return _error(error.status, str(error))
+
+
+def _head(reply: Answer, keep: bool) -> bytes:
+    closing = b"" if keep else b"Connection: close\r\n"
+    return _STATUS_LINES[reply.status] + _SERVER + _date() + reply.headers + closing
+
+
+def whole_answer(reply: Answer, keep: bool = True) -> bytes:
+    """An answer's bytes, head and body, for one write."""
+    if reply.status == 204:
+        return _head(reply, keep) + b"\r\n"
+    return b"%bContent-Length: %d\r\n\r\n%b" % (_head(reply, keep), len(reply.body), reply.body)  # type: ignore[arg-type]
+
+
+def _date() -> bytes:
+    return _date_at(int(time.time()))
+
+
+@functools.lru_cache(maxsize=4)
+def _date_at(second: int) -> bytes:
+    return time.strftime("Date: %a, %d %b %Y %H:%M:%S GMT\r\n", time.gmtime(second)).encode()
 
 
 def _readable(connection: socket.socket) -> bool:
@@ -1717,7 +1950,7 @@ def _unquote(text: str) -> str:
 
 
 class Server(ThreadingHTTPServer):
-    """Listens and gives every connection a thread; `queue` answers."""
+    """Listens; every connection gets a thread once it sends what `Front` leaves to one; `queue` answers."""
 
     daemon_threads = True
     block_on_close = False
@@ -1729,9 +1962,11 @@ class Server(ThreadingHTTPServer):
         self.queue = queue
         self.max_body = max_body
         self.stop = threading.Event()
-        self._date = (0, b"")
         self.address_family = socket.AF_INET if re.match(r"[\d.]+\Z", bind) else socket.AF_INET6
+        self.front = None if WINDOWS else Front(self)  # Windows has no MSG_DONTWAIT, and select for 512 at most
         super().__init__((bind, port), Handler)
+        if self.front:
+            self.front.start()
 
     def server_bind(self) -> None:
         if self.address_family == socket.AF_INET6:
@@ -1740,12 +1975,24 @@ class Server(ThreadingHTTPServer):
         # not HTTPServer's, which looks up the machine's name and may wait for a name server
         socketserver.TCPServer.server_bind(self)
 
-    def date(self) -> bytes:
-        """The Date header, made once a second."""
-        second = int(time.time())
-        if self._date[0] != second:
-            self._date = (second, time.strftime("Date: %a, %d %b %Y %H:%M:%S GMT\r\n", time.gmtime(second)).encode())
-        return self._date[1]
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self.front:
+            self.front.take(request, client_address)
+        else:
+            super().process_request(request, client_address)
+
+    def answer(self, head: Head, body: bytes, address: Any, alive: Callable[[], bool]) -> Answer:
+        """What is said to a request, whatever it is: a refusal is an Answer too."""
+        try:
+            path, _, query = head.target.partition("?")
+            local = address[0] in LOOPBACK
+            request = Request(head.method, parse_query(query), body, alive, local, self.stop.set)
+            return answer(self.queue, path, request)
+        except JobrunnerError as error:
+            return _error(error.status, str(error))
+        except Exception:
+            log.exception("http.bug client=%s: please report this", address[0])
+            return _error(500, "the server made a mistake, which is in its log: nothing is known to have changed")
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         log.exception("http.bug client=%s: please report this", client_address[0])
@@ -1802,7 +2049,8 @@ def tune() -> None:
         # Threads that run on several cores fight for the interpreter's lock: held to one they answer twice as much.
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     sys.setswitchinterval(0.001)  # or a request waits 5 ms for each turn while the snapshot is being made
-    threading.stack_size(512 * 1024)
+    # JSON nested as deeply as Python lets it be needs 2 MB of stack; what is not touched takes no memory.
+    threading.stack_size(8 << 20)
     # Jobs refer to nothing that refers back, and a full collection stops everything for a second a million of them.
     gc.collect()
     gc.freeze()
