@@ -16,8 +16,9 @@ Windows, which has no wait for other people's children.
 The spool (--spool):
     lock                      locked by the client that uses it
     client                    the id this client goes by, whatever its name
-    jobs/ID.RUN/log           here from before its process starts; a JSON line each: the job as it was leased, then the
-                              keeper's word of its process, why we are ending it if we are, the keeper's of its end
+    jobs/ID.RUN/log           here from before its process starts; a JSON line each: the job as it was leased and which
+                              keeper has it, the keeper's word of its process, why we are ending it if we are, and the
+                              keeper's word of its end
     output/NAME.oNUMBER       what it prints (.e for errors), where the job names no file itself
     keepers/N.lock            locked by keeper N as long as it lives
 
@@ -29,6 +30,7 @@ Sections: what ps and tasklist print, process tools, verdicts, the keeper, the s
 
 import argparse
 import collections
+import contextlib
 import csv
 import json
 import os
@@ -74,6 +76,7 @@ ORIGINAL_POLL = 5  # s between requests to the original's server, which holds no
 OUTPUT_TAIL = 64 * 1024  # bytes of each output that go to the server
 LIMIT_SAMPLE = 10  # s between samples when a job here has a limit on memory or cputime
 KILL_AGAIN = 5  # s after which a kill that did not help is tried again
+ORPHAN_POLL = 2.0  # s between looks at the process of a job whose keeper is gone
 ADOPTED_POLL = 0.25  # s between looks at the folder of a job that another client's keeper has
 REPORTS_AT_ONCE = 200
 REPORT_DELAY = 0.05  # s a report waits at most for a request that could take it along
@@ -353,21 +356,26 @@ class Keeper:
     Ends when its input has ended and no job is left.
     """
 
-    def __init__(self, lock_name: str):
-        self.lock_name = lock_name
+    def __init__(self) -> None:
         self.children: Dict[subprocess.Popen, Tuple[str, float]] = {}  # folder, monotonic start
 
     def start(self, order: Dict[str, Any]) -> Optional[subprocess.Popen]:
         try:
-            with open(order["StdOut"], "wb", opener=_at_once) as out, open(order["StdErr"], "wb", opener=_at_once) as err:
+            with contextlib.ExitStack() as files:
+                out = files.enter_context(open(order["StdOut"], "wb", opener=_at_once))
+                same = order["StdErr"] == order["StdOut"]
+                err = out if same else files.enter_context(open(order["StdErr"], "wb", opener=_at_once))
                 child = self._spawn(order, out, err)
         except OSError as error:
             self._over(order["Folder"], EXIT_NO_OUTPUT, f"cannot open {error.filename}: {os_words(error)}")
             return None
+        except ValueError as error:
+            self._over(order["Folder"], EXIT_NO_OUTPUT, f"cannot open {order['StdOut']} or {order['StdErr']}: {error}")
+            return None
         if child:
             self.children[child] = (order["Folder"], time.monotonic())
             try:
-                note(order["Folder"], {"Pid": child.pid, "StartTime": time.time(), "Keeper": self.lock_name})
+                note(order["Folder"], {"Pid": child.pid, "StartTime": time.time()})
             except OSError:
                 pass  # the disk is full: the job runs, and only a client that starts anew would miss this
             self._say({"Folder": order["Folder"], "Pid": child.pid})
@@ -439,7 +447,7 @@ def program(params: List[str], env: Dict[str, str]) -> List[str]:
 def keep(lock_path: str) -> int:
     """The keeper's main."""
     lock = FileLock(lock_path)
-    keeper = Keeper(os.path.basename(lock_path))
+    keeper = Keeper()
     (_keep_windows if WINDOWS else _keep_linux)(keeper)
     lock.release()
     os.remove(lock_path)
@@ -566,14 +574,14 @@ class Spool:
                 file.write(known + "\n")
         return known
 
-    def make(self, job: Job) -> str:
-        """The folder of a run, with the job in it; raises OSError."""
+    def make(self, job: Job, keeper: str) -> str:
+        """The folder of a run, with the job in it and the keeper that is to start it; raises OSError."""
         folder = os.path.join(self.jobs, f"{_file_name(job.id)}.{job.run_count}")
         try:
             os.mkdir(folder, 0o700)
         except FileExistsError:  # a lease that was lost and given again
             os.remove(os.path.join(folder, "log"))
-        note(folder, {"Job": job.to_record()})
+        note(folder, {"Job": job.to_record(), "Keeper": keeper})
         return folder
 
     def output_file(self, job: Job, letter: str) -> str:
@@ -616,7 +624,7 @@ def read_tail(path: str) -> str:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - OUTPUT_TAIL))
             return file.read(OUTPUT_TAIL).decode("utf-8", "surrogateescape") if size else ""
-    except OSError:
+    except (OSError, ValueError):
         return ""
 
 
@@ -634,6 +642,7 @@ class Run:
     kill_at      s, monotonic: when to kill it, having asked it to end; None = not asked
     killed       it was killed, not just asked
     members      {pid: start} of its tree when it was asked to end
+    end          {}   how its own process ended, while the rest of its tree is given the time to do so too
     """
 
     def __init__(self, job: Job, folder: str, clock: float):
@@ -648,6 +657,8 @@ class Run:
         self.kill_at: Optional[float] = None
         self.killed = False
         self.members: Dict[int, Optional[float]] = {}
+        self.end: Optional[Dict[str, Any]] = None
+        self.looked_at = clock
         self.usage = Usage()
         self.usage_at = clock
         self.usage_cpu = 0.0
@@ -766,6 +777,8 @@ class OriginalWire:
 
     def report(self, reports: List[Dict[str, Any]]) -> None:
         for report in reports:
+            if report["Status"] in ("refused", "released"):
+                continue  # it knows no such report, and /finish would lose the job: its lease will end, and it run again
             kind = report["Status"] if report["Status"] in ("timeout", "dead") else "finish"
             query = {"hostname": self.host, "configuration": _configuration(report["Job"])}
             self.api.call(f"/{kind}", query=query)
@@ -886,7 +899,7 @@ class Agent:
         clock, due = self.clock(), [1.0]
         for run in self.runs.values():
             due.append((run.kill_at if run.kill_at is not None else run.deadline) - clock)
-            if run.adopted:
+            if run.adopted or run.end is not None:
                 due.append(ADOPTED_POLL)
         return max(0.0, min(due))
 
@@ -1002,19 +1015,25 @@ class Agent:
 
     def _obey(self, entry: Dict[str, str]) -> None:
         """Does what the server says about a job here; "delete" is all it says in this version."""
-        run = next((run for run in self.runs.values() if run.job.id == entry.get("ID")), None)
-        if run and entry.get("Signal") == "delete":
-            self._end(run, "deleted")
+        with self.lock:
+            runs = [run for run in self.runs.values() if run.job.id == entry.get("ID")]
+        for run in runs:
+            # of this very run: what is said of an earlier one of the same job may come late
+            if entry.get("Signal") == "delete" and entry.get("Lease", run.job.lease) == run.job.lease:
+                self._end(run, "deleted")
 
     # -- starting
 
     def _start(self, job: Job) -> None:
         """Gives a job to the keeper; whatever is in the way of that is the job's end, never the client's."""
-        if not allowed(job.params, self.options.prefixes):
-            words = f"{self.options.hostname} runs only what starts with {' or '.join(map(repr, self.options.allow_prefix))}"
+        if self.stopping:
+            return self._never_ran(job, "released", None, f"given back: the client on {self.options.hostname} was stopped")
+        if not allowed(job.params, self.options.allow_prefix):
+            prefixes = " or ".join(repr(" ".join(prefix)) for prefix in self.options.allow_prefix)
+            words = f"{self.options.hostname} runs only what starts with {prefixes}"
             return self._never_ran(job, "refused", EXIT_REFUSED, words)
         try:
-            folder = self.spool.make(job)
+            folder = self.spool.make(job, self.keeper_name)
         except OSError as error:
             return self._never_ran(job, "failed", EXIT_NOT_STARTED, f"cannot make its folder in {self.spool.path}: {os_words(error)}")
         run = Run(job, folder, self.clock())
@@ -1052,7 +1071,7 @@ class Agent:
         step = self._sample_step()
         return DeadWatch(self.options.dead_after * 60, self.options.min_cpu_percent, gap=max(3 * step, step + 10))
 
-    def _never_ran(self, job: Job, status: str, exit_status: int, comment: str) -> None:
+    def _never_ran(self, job: Job, status: str, exit_status: Optional[int], comment: str) -> None:
         self.log.warning("job.%s job=%s: %s", status, job, comment)
         run = Run(job, "", self.clock())
         self._put_in_outbox(f"{job.id}.{job.run_count}", run, {"Status": status, "ExitStatus": exit_status, "Comment": comment})
@@ -1104,9 +1123,10 @@ class Agent:
             run = self.runs.get(folder)
         if run is None:
             return
-        if run.ending:  # what is left of its tree must not outlive it
-            self._kill_rest(run)
-        self._put_in_outbox(folder, run, end)
+        if run.ending and self._something_is_left(run):
+            run.end = end
+        else:
+            self._put_in_outbox(folder, run, end)
 
     def _put_in_outbox(self, folder: str, run: Run, end: Dict[str, Any]) -> None:
         report = {**end_report(run, end), "Job": run.job}
@@ -1131,6 +1151,9 @@ class Agent:
         with self.lock:
             runs = list(self.runs.values())
         for run in runs:
+            if run.end is not None:
+                self._over(run.folder, run.end)
+                continue
             if run.adopted:
                 self._look_at_adopted(run)
             if run.pid and not run.ending and clock >= run.deadline:
@@ -1205,17 +1228,19 @@ class Agent:
             self.log.info("job.kill job=%s pid=%d processes=%d", run.job, run.pid, len(members))
             self.tools.kill(run.pid, [process.pid for process in members])
 
-    def _kill_rest(self, run: Run) -> None:
-        """The job's own process is gone; kills what is left of its group and of the tree it had."""
-        processes = self.tools.snapshot() or {}
+    def _something_is_left(self, run: Run) -> bool:
+        """True while processes of a job's group or tree are there that its own process has left behind; they have the
+        same time to end as it had, and are killed then.  (Windows: taskkill /T has ended the tree from its root.)"""
+        processes = {} if WINDOWS else self.tools.snapshot() or {}
         left = [
             process.pid
             for process in processes.values()
             if not process.zombie
             and (process.pgid == run.pid or (process.pid in run.members and process.start == run.members[process.pid]))
         ]
-        if left and not WINDOWS:
+        if left and self.clock() >= (run.kill_at or 0):
             self.tools.kill(run.pid, left)
+        return bool(left)
 
     # -- what was running before this client was started
 
@@ -1259,7 +1284,10 @@ class Agent:
         self, run: Run, notes: Dict[str, Any], processes: Optional[Dict[int, Process]]
     ) -> Optional[Dict[str, Any]]:
         """The end of a run whose keeper is gone: None while its process is there."""
-        processes = self.tools.snapshot() if processes is None else processes
+        if processes is None:
+            if self.clock() < run.looked_at + ORPHAN_POLL:
+                return None
+            processes, run.looked_at = self.tools.snapshot(), self.clock()
         if processes is None:
             return None
         process = processes.get(run.pid)
@@ -1367,6 +1395,7 @@ def arguments() -> argparse.ArgumentParser:
         help="jobs to run at once (default %(default)s)")  # fmt: skip
     add("--hostname", "-hostname", metavar="NAME", help="the name to go by (default: this machine's)")
     add("--allow-prefix", "-safeexpr", "--safeexpr", action="append", default=[], metavar="COMMAND",
+        type=jobrunner.argument(split_words),
         help="run only commands that start with these words, e.g. 'java -jar job.jar'; may be repeated")  # fmt: skip
     add("--workdir", "-workdir", metavar="DIR", help="where jobs run that name no directory (default: here)")
     add("--property", action="append", default=[], metavar="WORD", help="something jobs may require; may be repeated")
@@ -1381,6 +1410,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--on-stop", choices=("leave", "kill"), default="leave",
         help="what Ctrl-C does to running jobs: leave them running (default), or end them and give them back")  # fmt: skip
     add("--until-empty", action="store_true", help="end when nothing is queued or running for this client")
+    add("--until-eof", action="store_true", help="stop, as with Ctrl-C, when standard input ends")
     add("--proxy", default="", metavar="URL", help="a proxy to go through (default: none, whatever the system says)")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="(default %(default)s)")
     add("--version", action="version", version=f"jobrunner {VERSION}")
@@ -1411,7 +1441,6 @@ def work(options: argparse.Namespace) -> int:
 
     log = logging.getLogger("client")
     options.hostname = options.hostname or socket.gethostname()
-    options.prefixes = [split_words(prefix) for prefix in options.allow_prefix]
     spool = Spool(options.spool)
     if options.workdir:
         try:
@@ -1423,6 +1452,8 @@ def work(options: argparse.Namespace) -> int:
     for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), agent.stop)
+    if options.until_eof:
+        jobrunner.when_input_ends(agent.stop)
     log.info("client.start host=%s server=%s max_jobs=%d spool=%s", options.hostname, agent.api.url, options.max_jobs,
              spool.path)  # fmt: skip
     return agent.run()

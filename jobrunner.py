@@ -48,6 +48,8 @@ UNKNOWN_HOST = "<unknown>"  # what the original calls a client that does not say
 class State(enum.Enum):
     """Where a job is; the values are PBS's letters."""
 
+    __hash__ = object.__hash__  # members are single; Enum's own hashes the name anew each time
+
     QUEUED = "Q"
     HELD = "H"
     WAITING = "W"
@@ -148,6 +150,10 @@ class BadRequest(JobrunnerError):
     """What was sent makes no sense."""
 
 
+class WrongUsage(BadRequest):
+    """The command line makes no sense: exit code 2."""
+
+
 class UnknownJob(JobrunnerError):
     """No job, or more than one, goes by that name."""
 
@@ -233,6 +239,8 @@ def _format_second(second: int) -> str:
 
 def parse_time(text: str) -> float:
     """Seconds since 1970 of an RFC 3339 time: any number of fraction digits, `Z` or an offset; raises BadRequest."""
+    if len(text) == 27 and text[19] == "." and text[26] == "Z" and text[20:26].isdigit() and text.isascii():
+        return round(_parse_second(text[:19]) + int(text[20:26]) / 1000000, 6)  # as we write it: a million to read at a start
     found = _RFC3339.match(text)
     if not found:
         raise BadRequest(f"{text!r} is not a time: write it as 2026-11-23T17:27:00Z")
@@ -246,6 +254,11 @@ def parse_time(text: str) -> float:
     if abs(offset) >= 86400 or not _FIRST_MOMENT <= moment < _LAST_MOMENT:
         raise BadRequest(f"{text!r} is not a time: its offset, or the year in UTC, cannot be")
     return moment
+
+
+@lru_cache(maxsize=1024)
+def _parse_second(text: str) -> float:
+    return parse_time(text + "Z")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -495,7 +508,10 @@ class Job:
             if field is None:
                 job.extra = {**job.extra, key: value}
             elif value is not None and (field.submitted or not submitted):
-                job._set(field.name, _CHECKS[field.kind](field.key, value))
+                name, key, kind, _ = field
+                value = _CHECKS[kind](key, value)
+                if name in _SLOT_NAMES or value != getattr(cls, name):
+                    setattr(job, name, value)
         if not job.params:
             raise BadRequest('the job has no Params: give the program and its arguments, as in "Params":["hostname"]')
         return job
@@ -592,10 +608,13 @@ def _check_time(key: str, value: Any) -> float:
 
 
 def _check_state(key: str, value: Any) -> State:
-    try:
-        return State(value)
-    except ValueError:
-        raise BadRequest(f"{key} must be one of Q, H, W, R, F, not {value!r}") from None
+    state = _STATE_OF_LETTER.get(value) if isinstance(value, str) else None
+    if state is None:
+        raise BadRequest(f"{key} must be one of Q, H, W, R, F, not {value!r}")
+    return state
+
+
+_STATE_OF_LETTER = {state.value: state for state in State}
 
 
 _CHECKS: Dict[str, Callable[[str, Any], Any]] = {
@@ -926,6 +945,18 @@ def argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return convert
 
 
+def when_input_ends(action: Callable[[], None]) -> None:
+    """Calls `action` from a thread of its own once standard input has ended (--until-eof)."""
+    import threading
+
+    def wait() -> None:
+        while sys.stdin.buffer.read(4096):
+            pass
+        action()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def start_log(level: str) -> None:
     """Log lines on stderr: time in UTC, level, event, then key=value."""
     import logging
@@ -997,8 +1028,13 @@ def _out(text: str) -> None:
 
 
 def _printable(text: str) -> str:
-    """A text that stays in its column and its line."""
+    """A text that stays in its line."""
     return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def _column(text: str, width: int) -> str:
+    """A text as one word of a table, so that the columns can be told by blanks: programs read them so."""
+    return re.sub(r"\s", "_", _printable(text))[:width] or "-"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1009,18 +1045,18 @@ def _printable(text: str) -> str:
 def qsub(options: argparse.Namespace, api: ServerApi) -> int:
     """Queues a job, or with --file many; prints the numbers."""
     given: Dict[str, Any] = {"Owner": owner()}
-    for text in options.l:
-        given.update(parse_resources(text))
+    for resources in options.l:
+        given.update(resources)
     if options.N is not None:
         given["Name"] = options.N
     if options.file and options.argv:
-        raise BadRequest("give either --file or a command after --, not both")
+        raise WrongUsage("give either --file or a command after --, not both")
     if options.file:
         jobs = [{**given, **job} if isinstance(job, dict) else job for job in read_jobs(options.file)]
     elif options.argv:
         jobs = [{**given, "Params": options.argv}]
     else:
-        raise BadRequest("nothing to run: put the command after --, as in: qsub -l walltime=1:00:00 -- java -jar job.jar 169")
+        raise WrongUsage("nothing to run: put the command after --, as in: qsub -l walltime=1:00:00 -- java -jar job.jar 169")
     added = api.call("/add", jobs, timeout=600)
     sys.stdout.write("".join(f"{entry['Number']}\n" for entry in added))
     sys.stdout.flush()
@@ -1089,7 +1125,11 @@ def pbsnodes(options: argparse.Namespace, api: ServerApi) -> int:
     """Lists the clients."""
     nodes = api.call("/nodes")["Nodes"]
     if options.F == "json":
-        _out(json.dumps(_pbs_head(api, "nodes", {node["Host"]: _pbs_node(node) for node in nodes}), indent=4))
+        named: Dict[str, Any] = {}
+        for node in nodes:  # two clients of one name are two entries
+            copy = sum(1 for other in named if other.split("#")[0] == node["Host"])
+            named[f"{node['Host']}#{copy + 1}" if copy else node["Host"]] = _pbs_node(node)
+        _out(json.dumps(_pbs_head(api, "nodes", named), indent=4))
         return 0
     for node in nodes:
         _out(_printable(node["Host"]))
@@ -1142,10 +1182,9 @@ def _print_table(jobs: List[Dict[str, Any]]) -> None:
     _out(f"{'Job id':{width}}  {'Name':16} {'User':16}  {'Time Use':>8} S {'Queue'}")
     _out(f"{'-' * width}  {'-' * 16} {'-' * 16}  {'-' * 8} - {'-' * 5}")
     for job in jobs:
-        user = _printable(job.get("Owner", "").split("@")[0]) or "-"
+        name, user = _column(job["Name"], 16), _column(job.get("Owner", "").split("@")[0], 16)
         used = format_duration(job.get("CpuTimeUsed") or 0)
-        name = _printable(job["Name"])
-        _out(f"{job['Label']:{width}}  {name[:16]:16} {user[:16]:16}  {used:>8} {job['State']} {_printable(job['Queue'])}")
+        _out(f"{job['Label']:{width}}  {name:16} {user:16}  {used:>8} {job['State']} {_column(job['Queue'], 32)}")
 
 
 def _print_full(job: Dict[str, Any]) -> None:
@@ -1274,7 +1313,8 @@ def _start_server(database: str) -> Tuple[ServerApi, Any]:
     import subprocess
 
     command = [sys.executable, _beside("server.py"), "--port", "0", "--bind", "127.0.0.1", "--db", database]
-    server = subprocess.Popen(command + ["--log-level", "warning"], stdout=subprocess.PIPE, **_own_group())
+    command += ["--log-level", "warning", "--until-eof"]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **_own_group())
     line = server.stdout.readline().decode("utf-8", "replace")
     if " at http" not in line:
         server.wait()
@@ -1288,22 +1328,23 @@ def _start_client(options: argparse.Namespace, database: str, url: str) -> Any:
     slots = str(options.j or os.cpu_count() or 1)
     command = [sys.executable, _beside("client.py"), "--server", url, "--max-jobs", slots, "--until-empty"]
     command += ["--spool", database + ".spool", "--on-stop", "kill", "--kill-delay", "5", "--log-level", "error"]
-    return subprocess.Popen(command, **_own_group())
+    return subprocess.Popen(command + ["--until-eof"], stdin=subprocess.PIPE, **_own_group())
 
 
 def _stop_programs(programs: List[Any]) -> None:
-    """Ends the client, which gives back what it runs, then the server, which folds its journal in."""
-    import signal
+    """Ends the client, which gives back what it runs, then the server, which folds its journal in.
+
+    Both stop when their input ends: Windows has no TERM, and should this program be killed, they end all the same.
+    """
     import subprocess
 
     for program in reversed(programs):
-        if program.poll() is None:
-            try:
-                program.send_signal(signal.CTRL_BREAK_EVENT if WINDOWS else signal.SIGTERM)  # type: ignore[attr-defined]
-                program.wait(30)
-            except (OSError, subprocess.TimeoutExpired):
-                program.kill()
-                program.wait()
+        program.stdin.close()
+        try:
+            program.wait(30)
+        except subprocess.TimeoutExpired:
+            program.kill()
+            program.wait()
 
 
 def _show_progress(api: ServerApi, client: Any) -> None:
@@ -1407,7 +1448,7 @@ def arguments() -> argparse.ArgumentParser:
 
     sub = command("qsub", qsub)
     sub.add_argument("-N", metavar="NAME", help="the job's name (default: the program's)")
-    sub.add_argument("-l", action="append", default=[], metavar="RESOURCE=VALUE",
+    sub.add_argument("-l", action="append", default=[], metavar="RESOURCE=VALUE", type=argument(parse_resources),
                      help="limits and needs: walltime=1:00:00, mem=4gb, cput=30m, ncpus=2; may be repeated")  # fmt: skip
     sub.add_argument("-W", dest="block", type=argument(_parse_block), default=False, metavar="block=true",
                      help="wait until it is over, and exit with its status")  # fmt: skip
@@ -1444,15 +1485,19 @@ def _parse_block(text: str) -> bool:
 
 def main(argv: Optional[List[str]] = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
-    # What follows -- is the job's, to the letter; argparse would take some of it for itself.
-    command = argv[argv.index("--") + 1 :] if "--" in argv else []
-    options = arguments().parse_args(argv[: argv.index("--")] if "--" in argv else argv)
+    command: List[str] = []
+    if argv[:1] == ["qsub"] and "--" in argv:  # what follows is the job's, to the letter: argparse would take some of it
+        command, argv = argv[argv.index("--") + 1 :], argv[: argv.index("--")]
+    parser = arguments()
+    options = parser.parse_args(argv)
     options.argv = command
     try:
         if options.function is run:
             return run(options, None)
         server = options.server or os.environ.get("JOBRUNNER_SERVER") or f"http://localhost:{DEFAULT_PORT}"
         return options.function(options, ServerApi(server, options.proxy))
+    except WrongUsage as error:
+        parser.error(str(error))
     except JobrunnerError as error:
         print(f"jobrunner: {error}", file=sys.stderr)
         return 1

@@ -109,6 +109,10 @@ class _Reader:
         self.text, self.at = text, 0
 
     def peek(self) -> str:
+        """The next character that is no blank; "" at the end."""
+        next_one = self.text[self.at : self.at + 1]
+        if next_one > " ":
+            return next_one
         self.at = self._blank(self.text, self.at).end()
         return self.text[self.at : self.at + 1]
 
@@ -859,7 +863,7 @@ class Queue:
                 if job.state is State.RUNNING:
                     self._put(job, job.but(expiry=self._renewed(moment)))
             else:
-                signals.append({"ID": job_id, "Signal": "delete"})
+                signals.append({"ID": job_id, "Lease": lease, "Signal": "delete"})
         return signals
 
     def _settle_polls(self, node: Node, wish: "Wish") -> int:
@@ -890,7 +894,7 @@ class Queue:
         for job_id, lease, known in running:
             job = self.jobs.get(job_id)
             if job and job.signal and job.signal != known and job.lease == lease and job.state is State.RUNNING:
-                found.append({"ID": job_id, "Signal": job.signal})
+                found.append({"ID": job_id, "Lease": lease, "Signal": job.signal})
         return found
 
     def _renewed(self, moment: float) -> Optional[float]:
@@ -1169,6 +1173,18 @@ class Queue:
         if self.watchers and job.state is State.FINISHED:
             for event in self.watchers.get(job.id, ()):
                 event.set()
+
+    def why_queued(self, job: Job) -> str:
+        """Why a queued job does not run yet, for a person; the caller need not hold the lock."""
+        up = [node for node in list(self.nodes.values()) if not node.down]
+        need = Need.of(job)
+        if not up:
+            return "no client is connected"
+        if not any(need.fits(node, max(node.slots, 1)) for node in up):
+            wants = ([] if need.ncpus == 1 else [f"{need.ncpus} slots"]) + list(need.requires)
+            wants += [f"a client other than {', '.join(need.refused_by)}"] if need.refused_by else []
+            return f"needs {', '.join(wants) or 'a client of this version'}: no client has that"
+        return "waits for a free slot"
 
     def picture(self) -> List[Job]:
         """Every job at one moment."""
@@ -1522,7 +1538,15 @@ def get_job(queue: Queue, request: Request) -> Answer:
     if not name or not re.match(r"\d{1,4}\Z", wait, re.ASCII):
         raise BadRequest("say which job with ?id=, a Number or ID; wait= is a number of seconds")
     job = queue.wait_for_end(name, min(int(wait), LONGEST_POLL))
-    return _json(job.public(), queue.store.unwritten())
+    return _json(_public(queue, job), queue.store.unwritten())
+
+
+def _public(queue: Queue, job: Job) -> Dict[str, Any]:
+    """A job for a listing; a queued one always says why it waits."""
+    record = job.public()
+    if job.state is State.QUEUED:
+        record["Comment"] = "; ".join(filter(None, [job.comment, queue.why_queued(job)]))
+    return record
 
 
 def get_output(queue: Queue, request: Request) -> Answer:
@@ -1554,7 +1578,7 @@ def get_jobs(queue: Queue, request: Request) -> Answer:
     jobs = [job for job in queue.picture() if chosen(job)]
     offset, limit = (_whole(request.query, key, default) for key, default in (("offset", 0), ("limit", 10000)))
     page = jobs[offset : offset + limit]
-    return Answer(200, _job_list(page, len(jobs), fields.split(",") if fields else None))
+    return Answer(200, _job_list(queue, page, len(jobs), fields.split(",") if fields else None))
 
 
 def _job_filter(query: Dict[str, str]) -> Callable[[Job], bool]:
@@ -1585,10 +1609,10 @@ def _whole(query: Dict[str, str], key: str, default: int) -> int:
     return int(word)
 
 
-def _job_list(jobs: List[Job], total: int, fields: Optional[List[str]]) -> Iterator[bytes]:
+def _job_list(queue: Queue, jobs: List[Job], total: int, fields: Optional[List[str]]) -> Iterator[bytes]:
     yield b'{"Total":%d,"Jobs":[' % total
     for at in range(0, len(jobs), CHUNK):
-        records = [job.public() for job in jobs[at : at + CHUNK]]
+        records = [_public(queue, job) for job in jobs[at : at + CHUNK]]
         if fields:
             records = [{key: record[key] for key in fields if key in record} for record in records]
         yield (b"," if at else b"") + b",".join(to_json(record) for record in records)
@@ -2016,6 +2040,7 @@ def arguments() -> argparse.ArgumentParser:
         help="silence after which a client counts as down (default 300)")  # fmt: skip
     add("--requeue-after", type=_duration, default=3600, metavar="TIME",
         help="silence after which its jobs are queued again; 0: never (default 3600)")  # fmt: skip
+    add("--until-eof", action="store_true", help="stop when standard input ends")
     add("--version", action="version", version=f"jobrunner {VERSION}")
     return parser
 
@@ -2052,12 +2077,13 @@ def tune() -> None:
     # JSON nested as deeply as Python lets it be needs 2 MB of stack; what is not touched takes no memory.
     threading.stack_size(8 << 20)
     # Jobs refer to nothing that refers back, and a full collection stops everything for a second a million of them.
-    gc.collect()
     gc.freeze()
     gc.set_threshold(10000, 50, 1 << 30)
+    gc.enable()
 
 
 def serve(options: argparse.Namespace) -> None:
+    gc.disable()  # nothing that is loaded is garbage; see `tune`
     store = Store(options.db)
     queue = Queue(store, now, options.node_timeout, options.requeue_after)
     queue.load()
@@ -2066,6 +2092,8 @@ def serve(options: argparse.Namespace) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda *_: server.stop.set())
+    if options.until_eof:
+        jobrunner.when_input_ends(server.stop.set)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     host = "localhost" if options.bind in ("", "::", "0.0.0.0") else options.bind
     url = f"http://{f'[{host}]' if ':' in host else host}:{server.server_address[1]}"

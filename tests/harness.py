@@ -5,6 +5,7 @@ Nothing here sleeps to wait for a thing: `until` polls with a deadline.  Ports c
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -115,13 +116,14 @@ class Lab:
         self._end_jobs()
 
     def _end_jobs(self):
-        """Ends the jobs and keepers that clients left behind, known from the pid files in their spools."""
+        """Ends the jobs and keepers that clients left behind, known from their spools."""
         for folder, _, names in os.walk(self.folder):
             for name in names:
                 path = os.path.join(folder, name)
                 try:
-                    if name == "pid" and os.path.basename(os.path.dirname(folder)) == "jobs":
-                        os.killpg(json.load(open(path))["Pid"], signal.SIGKILL)
+                    if name == "log" and os.path.basename(os.path.dirname(folder)) == "jobs":
+                        for pid in re.findall(r'"Pid": (\d+)', open(path).read()):
+                            os.killpg(int(pid), signal.SIGKILL)
                     elif os.path.basename(folder) == "keepers":
                         os.kill(int(open(path).read()), signal.SIGKILL)
                 except (OSError, ValueError, KeyError):

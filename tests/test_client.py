@@ -71,6 +71,12 @@ def folders(lab, spool="jobrunner-spool"):
     return {name.split(".")[0]: os.path.join(path, name) for name in os.listdir(path)} if os.path.isdir(path) else {}
 
 
+def noted(lab, key):
+    """How many folders in the spool hold a certain key, in whichever of their files."""
+    files = ([os.path.join(folder, name) for name in os.listdir(folder)] for folder in folders(lab).values())
+    return sum(any(f'"{key}"' in read(path) for path in paths) for paths in files)
+
+
 def keeper(lab):
     """The process of the one keeper in the default spool."""
     path = lab.path("jobrunner-spool", "keepers")
@@ -224,7 +230,9 @@ def test_half_a_surrogate_pair_ends_neither_client_nor_keeper(lab):
 
 
 def test_a_job_gets_its_env_on_top_of_the_clients_its_workdir_and_nothing_on_standard_input(shop, tmp_path):
-    code = "import os, sys, json; e = os.environ; print(json.dumps([os.getcwd(), e['A'], 'PATH' in e, sys.stdin.read()]))"
+    code = """if True:
+        import json, os, sys
+        print(json.dumps([os.getcwd(), os.environ["A"], "PATH" in os.environ, sys.stdin.read()]))"""
     printed = json.loads(shop.output(python(code), Env={"A": "b  $c"}, WorkDir=str(tmp_path)))
     assert printed == [os.path.realpath(tmp_path), "b  $c", True, ""]
 
@@ -270,7 +278,7 @@ def test_the_spool_folder_is_there_before_the_process_starts_and_gone_after_the_
     code = "import os, sys, json; os.chdir(sys.argv[1]); print(json.dumps({n: os.listdir(n) for n in os.listdir()}))"
     job = shop.run(python(code, jobs))
     seen = json.loads(shop.server.get("/output", id=job["ID"])[1]["StdOut"])
-    assert "job.json" in seen[f"{job['ID']}.1"]
+    assert seen[f"{job['ID']}.1"]
     until(lambda: not os.listdir(jobs), "the folder to go")
 
 
@@ -422,8 +430,8 @@ def test_jobs_go_on_while_the_server_is_away_and_each_is_reported_once(lab):
     ids = [server.job(number)["ID"] for number in numbers]
     server.kill()
     lab.write("a", ""), lab.write("b", "")
-    until(lambda: all(os.path.exists(os.path.join(folders(lab)[i], "exit")) for i in ids[:2]), "two to end")
-    assert ids[2] in folders(lab)
+    until(lambda: noted(lab, "ExitStatus") == 2, "two to end")
+    assert set(folders(lab)) == set(ids[:3])
     server = lab.server(port=server.port)
     lab.write("c", "")
     jobs = [server.over(number) for number in numbers]
@@ -451,8 +459,7 @@ def test_after_kill_9_a_new_client_on_the_spool_reports_how_jobs_ended_also_mean
     client.kill()
     client.wait()
     lab.write("a", "")
-    folder = folders(lab)[server.job(numbers[0])["ID"]]
-    until(lambda: os.path.exists(os.path.join(folder, "exit")), "one to end meanwhile")
+    until(lambda: noted(lab, "ExitStatus"), "one to end meanwhile")
     lab.client(server, max_jobs=3)
     assert server.over(numbers[0])["ExitStatus"] == 3
     assert server.job(numbers[1])["State"] == "R"
@@ -490,7 +497,7 @@ def test_when_the_keeper_is_killed_its_jobs_go_on_and_are_run_again_or_lost_but_
     jobs = {name: {"Params": shell(script, lab.path(name)), "Rerunable": name != "once"} for name in ("once", *"abcd")}
     once, *again = server.add(*jobs.values())
     processes = [pid for name in jobs for pid in pids(lab.path(name))]
-    until(lambda: len(folders(lab)) == 5 and all(os.path.exists(os.path.join(f, "pid")) for f in folders(lab).values()))
+    until(lambda: noted(lab, "Pid") == 5)
     os.kill(keeper(lab), signal.SIGKILL)
     until(lambda: "keeper.died" in lab.log("client.py.log"))
     assert all(map(alive, processes)) and client.poll() is None
@@ -524,7 +531,7 @@ def test_ctrl_c_leaves_jobs_running_says_so_and_the_next_client_reports_them(lab
     client = lab.client(server)
     (number,) = server.add(shell('echo $$ >pid; until [ -e go ]; do sleep 0.05; done; exit 7'))
     (process,) = pids(lab.path("pid"))
-    until(lambda: os.path.exists(os.path.join(*folders(lab).values(), "pid")))
+    until(lambda: noted(lab, "Pid"))
     client.send_signal(signal.SIGINT)
     assert client.wait(PATIENCE) == 0
     assert alive(process)
@@ -550,6 +557,18 @@ def test_with_on_stop_kill_ctrl_c_ends_jobs_and_gives_them_back(lab):
     assert "goes on" not in lab.log("client.py.log")
 
 
+def test_a_client_that_is_stopping_begins_no_job(lab):
+    server = lab.server()
+    client = lab.client(server, "--on-stop", "kill", "--kill-delay", "1", max_jobs=3)
+    server.add(shell('trap "" TERM; echo $$ >pid; sleep 600; sleep 600'))
+    pids(lab.path("pid"))
+    client.send_signal(signal.SIGINT)
+    until(lambda: "status=released" in lab.log("client.py.log"), "it to be stopping")
+    (late,) = server.add(["touch", lab.path("late")])
+    assert client.wait(PATIENCE) == 0
+    assert server.job(late)["State"] == "Q" and not os.path.exists(lab.path("late"))
+
+
 def test_a_second_ctrl_c_ends_the_client_at_once(lab):
     server = lab.server()
     client = lab.client(server, "--on-stop", "kill", "--kill-delay", "300")
@@ -560,6 +579,7 @@ def test_a_second_ctrl_c_ends_the_client_at_once(lab):
     client.send_signal(signal.SIGINT)
     assert client.wait(PATIENCE) == 130
     assert "at once" in lab.log("client.py.log").splitlines()[-1] and alive(process)
+    os.killpg(process, signal.SIGKILL)
 
 
 def test_until_empty_ends_when_nothing_is_queued_or_running_for_it(lab):
@@ -734,7 +754,7 @@ def test_a_job_never_run_or_given_back_is_not_told_to_the_originals_server_as_fi
     flags = ["--allow-prefix", "true", "--allow-prefix", "sleep", "--on-stop", "kill", "--kill-delay", "1"]
     client = lab.client(server.url, *flags, max_jobs=3)
     until(lambda: "fits" in server.over and len(server.leased) >= 1 and not server.waiting)
-    until(lambda: any(os.path.exists(os.path.join(f, "pid")) for f in folders(lab).values()), "the long one to run")
+    until(lambda: noted(lab, "Pid"), "the long one to run")
     client.send_signal(signal.SIGINT)
     client.wait(PATIENCE)
     assert server.over == {"fits": "finish"}  # the others are offered again when their leases end

@@ -297,7 +297,7 @@ def test_qwait_gives_up_after_its_timeout(desk, queued):
 
 def test_pbsnodes_lists_clients_their_states_and_jobs(lab):
     server = lab.server()
-    numbers = server.add(*[["sleep", "600"]] * 3)
+    numbers = server.add(*[["sleep", "60"]] * 3)
     lab.client(server, "--hostname", "busy", "--property", "gpu", "--spool", "one", max_jobs=2)
     until(lambda: server.status()["States"]["R"] == 2)
     lab.client(server, "--hostname", "half", "--spool", "two", max_jobs=2)
@@ -333,9 +333,8 @@ RUN_JOBS = [{"Params": ["echo", "one é"]}, {"Params": ["echo", "two"], "Runtime
 
 @pytest.mark.parametrize("text, stdin", [
     (json.dumps(RUN_JOBS), False),
-    ("\n".join(map(json.dumps, RUN_JOBS)), False),
     ("\n".join(map(json.dumps, RUN_JOBS)), True),
-], ids=["list", "lines", "standard input"])  # fmt: skip
+], ids=["list in a file", "lines on standard input"])  # fmt: skip
 def test_run_runs_every_job_of_a_list_lines_or_standard_input_and_leaves_nothing_behind(lab, text, stdin):
     before = set(os.listdir(lab.path()))
     file = "-" if stdin else lab.write("jobs", text)
@@ -401,8 +400,7 @@ def test_run_with_db_is_stopped_by_ctrl_c_and_run_again_goes_on_where_it_was(lab
 
 
 @pytest.mark.parametrize("text, words", [
-    (None, "cannot read"), ("{oops", "not JSON"), ('[{"Params":[]}]', "Params"),
-    ('[{"Params":["a"],"Runtime":"x"}]', "Runtime"),
+    (None, "cannot read"), ("{oops", "not JSON"), ('[{"Params":["a"],"Runtime":"x"}]', "Runtime"),
 ], ids=str)  # fmt: skip
 def test_run_says_in_one_line_what_is_wrong_with_its_file(lab, text, words):
     path = lab.write("jobs", text) if text is not None else lab.path("jobs")

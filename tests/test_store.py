@@ -205,7 +205,7 @@ def test_twenty_rounds_of_kill_9_under_four_adding_connections_lose_nothing_ackn
         before = len(adders.acked)
         adders.start(server)
         until(lambda: len(adders.acked) > before, "the first answer")
-        time.sleep(random.uniform(0, 0.15))
+        time.sleep(random.uniform(0, 0.1))
         if turn % 4 == 3:  # a clean stop that is killed while it makes the snapshot
             server.process.terminate()
             until_snapshot(lab, server)
@@ -302,7 +302,7 @@ def test_nobody_is_told_of_a_jobs_end_before_it_is_on_disk(lab, second):
         first = pool.submit(*report)
         until(lambda: len(read(lab.path("fsyncs"))) > asked, "the disk to be asked")
         again = pool.submit(*(report if "same" in second else [server.get, "/job?id=1&wait=60"]))
-        concurrent.futures.wait([again], 0.5)  # only a wrong answer comes now, and it comes at once
+        concurrent.futures.wait([again], 0.3)  # only a wrong answer comes now, and it comes at once
         early = again.done()
         os.remove(lab.path("held"))
         assert first.result()[0] == again.result()[0] == 200
