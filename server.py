@@ -43,6 +43,7 @@ import struct
 import sys
 import threading
 import time
+import zlib
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
@@ -99,6 +100,10 @@ class Damaged(JobrunnerError):
     """A file that does not hold what it must; the sentence says where."""
 
 
+class BadFact(JobrunnerError):
+    """A part of the database that can be read, but makes no sense; whoever knows where it stands makes it Damaged."""
+
+
 class _Reader:
     """Walks through JSON text member by member, so that a million jobs need not all be dictionaries at once."""
 
@@ -107,6 +112,12 @@ class _Reader:
 
     def __init__(self, text: str):
         self.text, self.at = text, 0
+        self.start = 0  # where the latest value began
+
+    def damage(self, path: str, what: str) -> Damaged:
+        """For a value that can be read, but makes no sense: says where it stands."""
+        line = self.text.count("\n", 0, self.start) + 1
+        return Damaged(_damage(path, line, self.start - self.text.rfind("\n", 0, self.start), what))
 
     def peek(self) -> str:
         """The next character that is no blank; "" at the end."""
@@ -123,6 +134,7 @@ class _Reader:
 
     def value(self) -> Any:
         self.peek()
+        self.start = self.at
         value, self.at = self._value(self.text, self.at)
         return value
 
@@ -145,21 +157,23 @@ class _Reader:
             self.expect(",")
 
 
-def read_database(data: bytes, path: str) -> Iterator[Tuple[str, str, Any]]:
-    """(bucket, key, record) of every job in a database, and ("Server", "", object); raises Damaged.
+def read_database(data: bytes, path: str) -> Iterator[Tuple[str, Any]]:
+    """("Server", object) and (bucket, Job) of all there is in a database; raises Damaged.
 
-    Takes what the original wrote and what people wrote by hand: any layout, a byte order mark, null for a bucket.
+    Takes what the original wrote and what people wrote by hand: any layout, a byte order mark, null for a bucket, other
+    keys than the IDs inside.
     """
+    reader = _Reader("")
     try:
         reader = _Reader(data.decode("utf-8-sig"))
         for bucket in reader.members():
             if bucket not in BUCKETS.values():
-                yield bucket, "", reader.value()
+                yield bucket, reader.value()
             elif reader.peek() == "n":
                 reader.value()
             else:
                 for key in reader.members():
-                    yield bucket, key, reader.value()
+                    yield bucket, _stored_job(bucket, key, reader.value())
         if reader.peek():
             raise json.JSONDecodeError("something follows the end", reader.text, reader.at)
     except json.JSONDecodeError as error:
@@ -167,8 +181,22 @@ def read_database(data: bytes, path: str) -> Iterator[Tuple[str, str, Any]]:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise Damaged(_damage(path, line, error.start - data.rfind(b"\n", 0, error.start), "not UTF-8 text")) from None
-    except (ValueError, RecursionError) as error:
-        raise Damaged(f"{path}: {error}: the file was not changed; mend it or start with --db another.json") from None
+    except (BadFact, ValueError, RecursionError) as error:
+        raise reader.damage(path, str(error)) from None
+
+
+def _stored_job(bucket: str, key: str, record: Any) -> Job:
+    """The job of one entry; the bucket tells the state where the record, as the original's, does not."""
+    try:
+        job = Job.from_record(record)
+    except BadRequest as error:
+        raise BadFact(f"job {key!r} in {bucket}: {error}") from None
+    job.id = job.id or key
+    if not job.id:
+        raise BadFact(f"a job in {bucket} has no ID")
+    if BUCKETS[job.state] != bucket:
+        job.state = next(state for state, name in BUCKETS.items() if name == bucket)
+    return job
 
 
 def _damage(path: str, line: int, column: int, what: str) -> str:
@@ -224,6 +252,12 @@ class DiskFailed(JobrunnerError):
     status = 507
 
 
+class Stopping(JobrunnerError):
+    """The server takes no more changes, so that what it writes last is the whole truth."""
+
+    status = 503
+
+
 Changes = List[Tuple[Optional[Job], Optional[Job]]]
 
 
@@ -256,14 +290,18 @@ class Store:
     """
 
     def __init__(self, path: str):
-        self.path = os.path.abspath(path)
+        self.path = os.path.realpath(path)
         self.journal_path = self.path + ".journal"
         self.output_path = self.path + ".output"
         self.undo: Callable[[Callable[[], Changes]], None] = lambda take: None  # the Queue's, see `_failed`
         self.writing = threading.Lock()
         self._mutex = threading.Lock()
         self._open = Batch()
+        self._under_way: Optional[Batch] = None  # closed, and being written
         self.generation = 1
+        self.identity = ""  # of the database; its journals bear it too
+        self.closed = False
+        self.place = ""  # file and line that `replay` has come to
         self.journal = -1  # file descriptor
         self.journal_bytes = 0
         self.snapshot_bytes = 0
@@ -281,24 +319,30 @@ class Store:
 
     # -- reading, at start
 
-    def read(self) -> Iterator[Tuple[str, str, Any]]:
+    def read(self) -> Iterator[Tuple[str, Any]]:
         """What read_database yields of the snapshot; nothing when there is none yet.  Raises Damaged."""
         if not os.path.exists(self.path):
             return
         data = jobrunner.read_file(self.path)
         self.snapshot_bytes = len(data)
-        for bucket, key, record in read_database(data, self.path):
-            if bucket == "Server" and isinstance(record, dict):
-                self._check_format(record)
-                self.generation = record.get("Journal", 1)
-            yield bucket, key, record
+        self.identity = f"{zlib.crc32(data):08x}"  # for one that the original, or a person, wrote
+        for key, value in read_database(data, self.path):
+            if key == "Server":
+                self._take_header(value)
+            yield key, value
 
-    def _check_format(self, server: Dict[str, Any]) -> None:
+    def _take_header(self, server: Any) -> None:
+        """What the snapshot's "Server" says to the store; raises Damaged."""
+        numbers = ("Format", "Journal", "Next")
+        if not isinstance(server, dict) or not all(type(server.get(key, 1)) is int for key in numbers):
+            raise Damaged(_damage(self.path, 1, 1, '"Server" must be an object whose Format, Journal and Next are numbers'))
         if server.get("Format", FORMAT) != FORMAT:
             raise Damaged(
                 f"{self.path} has format {server['Format']}, and this server knows {FORMAT}: use a newer server.py, "
                 "or start with --db another.json"
             )
+        self.generation = server.get("Journal", 1)
+        self.identity = server.get("Id", self.identity)
 
     def replay(self) -> Iterator[Dict[str, Any]]:
         """Every change in the journals that the snapshot does not hold, in order; then opens the last one to go on.
@@ -312,6 +356,7 @@ class Store:
         self._good = 0
         if os.path.exists(self.journal_path):
             yield from self._read_journal(self.journal_path)
+        self.identity = self.identity or os.urandom(8).hex()
         try:
             self._open_journal(self._good)
         except OSError as error:
@@ -327,6 +372,7 @@ class Store:
         lines = jobrunner.read_file(path).split(b"\n")
         torn = lines.pop()  # what follows the last line's end: nothing, or a line that was being written
         for at, line in enumerate(lines):
+            self.place = f"{path} line {at + 1}"
             entry = _journal_entry(line)
             if entry is None:
                 if any(_journal_entry(later) for later in lines[at + 1 :]):
@@ -344,10 +390,12 @@ class Store:
 
     def _check_number(self, path: str, entry: Dict[str, Any]) -> None:
         """Journal N continues the snapshot that names N; any other one belongs to another database."""
-        if entry.get("Journal") != self.generation:
+        self.identity = self.identity or str(entry.get("Id"))  # no snapshot was written yet
+        if entry.get("Journal") != self.generation or entry.get("Id") != self.identity:
             raise Damaged(
-                f"{path} does not continue {self.path} (it is journal {entry.get('Journal')}, not {self.generation}): put "
-                "back the database it belongs to, or move it away if its changes may be lost"
+                f"{path} does not continue {self.path} (it is journal {entry.get('Journal')} of {entry.get('Id')}, not "
+                f"{self.generation} of {self.identity}): put back the database it belongs to, or move it away if its "
+                "changes may be lost"
             )
 
     def _open_journal(self, size: int) -> None:
@@ -361,9 +409,12 @@ class Store:
     # -- the journal: group commit
 
     def append(self, entry: Dict[str, Any], changes: Changes) -> Batch:
-        """Hands over one change, a line of the journal.  The caller holds the Queue's lock, lets go, and then waits."""
+        """Hands over one change, a line of the journal.  The caller holds the Queue's lock, lets go, and then waits.
+        Raises Stopping."""
         line = to_json(entry)
         with self._mutex:
+            if self.closed:
+                raise Stopping("the server is stopping: try again when it is back")
             batch = self._open
             batch.lines.append(line)
             batch.changes.extend(changes)
@@ -389,12 +440,13 @@ class Store:
     def unwritten(self) -> Optional[Batch]:
         """What an answer must wait for that tells of changes which others are still waiting for; None = nothing."""
         with self._mutex:
-            return self._open if self._open.lines else None
+            return self._open if self._open.lines else self._under_way
 
     def close_batch(self) -> Batch:
         """The open batch, which takes no more changes from here on.  The caller holds `writing` and must write it."""
         with self._mutex:
             batch, self._open = self._open, Batch()
+            self._under_way = batch if batch.lines else None
         return batch
 
     def write(self, batch: Batch) -> None:
@@ -404,12 +456,14 @@ class Store:
                 self._append(b"\n".join(batch.lines) + b"\n")
         except OSError as error:
             self._failed(batch, error)
+        with self._mutex:
+            self._under_way = None
         batch.done = True
         batch.written.set()
 
     def _append(self, data: bytes) -> None:
         if self.journal_bytes == 0:
-            data = to_json({"Journal": self.generation}) + b"\n" + data
+            data = to_json({"Journal": self.generation, "Id": self.identity}) + b"\n" + data
         left = memoryview(data)
         while left:
             left = left[os.write(self.journal, left) :]
@@ -452,7 +506,7 @@ class Store:
 
     def write_snapshot(self, jobs: List[Job], server: Dict[str, Any]) -> None:
         """Replaces jobs.json, on disk and whole, then removes the journals it holds; raises OSError."""
-        server = {"Format": FORMAT, **server}
+        server = {"Format": FORMAT, "Id": self.identity, **server}
         temporary = self.path + ".new"
         try:
             with open(temporary, "wb", opener=_private) as file:
@@ -485,11 +539,13 @@ class Store:
         path = self._output_file(job, stream)
         try:
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            with open(path, "wb", opener=_private) as file:
+            with open(path + ".new", "wb", opener=_private) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            jobrunner.replace_file(path + ".new", path)
         except OSError as error:
+            _remove(path + ".new")
             raise DiskFailed(f"cannot write {path}: {os_words(error)}: make room and try again") from None
 
     def read_output(self, job: Job, stream: str) -> bytes:
@@ -680,39 +736,44 @@ class Queue:
 
     def load(self) -> None:
         """Takes in the database; raises Damaged.  What the original left without a number gets the next ones."""
-        numberless, path = [], self.store.path
-        for bucket, key, record in self.store.read():
-            if bucket == "Server":
-                self.next_number = record.get("Next", 1)
-            elif bucket in BUCKETS.values():
-                job = stored_job(bucket, key, record, path)
-                if job.id in self.jobs or not job.id:
-                    raise Damaged(f"{path}: {'two jobs have' if job.id else 'a job has no'} ID {job.id}: the file was not changed; mend it")
-                self._put(None, job)
-                if not job.number:
-                    numberless.append(job.id)
+        numberless = []
+        for key, value in self.store.read():
+            if isinstance(value, Job):
+                if value.id in self.jobs:
+                    raise Damaged(_damage(self.store.path, 1, 1, f"two jobs have ID {value.id}"))
+                self._put(None, value)
+                self.next_number = max(self.next_number, value.number + 1)
+                if not value.number:
+                    numberless.append(value)
+            elif key == "Server":
+                self.next_number = max(self.next_number, value.get("Next", 1))
             else:
-                log.warning("store.unknown file=%s key=%s: not a part of the database, dropped", path, bucket)
+                log.warning("store.unknown file=%s key=%s: not a part of the database, dropped", self.store.path, key)
+        for job in numberless:
+            self._put(job, job.but(number=self.next_number))
+            self.next_number += 1
         for entry in self.store.replay():
             try:
                 self._replay(entry)
             except (JobrunnerError, KeyError, TypeError, ValueError) as error:
-                raise Damaged(f"{self.store.journal_path}: a change makes no sense ({error!r}): put back its database") from None
-        for number, job_id in enumerate(numberless, self.next_number):
-            self._put(self.jobs[job_id], self.jobs[job_id].but(number=number))
-        self.next_number += len(numberless)
+                raise Damaged(f"{self.store.place}: a change that makes no sense ({error!r}): the file was not changed; "
+                              "put back the database it belongs to, or start with --db another.json") from None  # fmt: skip
         self.jobs = dict(sorted(self.jobs.items(), key=lambda item: (item[1].number, item[1].index or 0)))
         self._grant_grace()
 
     def _replay(self, entry: Dict[str, Any]) -> None:
-        for record in entry.get("Put", ()):
-            job = Job.from_record(record)
-            self._put(self.jobs.get(job.id), job)
-            self.next_number = max(self.next_number, job.number + 1)
-        if "Sample" in entry:
+        """Makes a change of the journal again; raises what comes of one that makes no sense."""
+        if "Put" in entry:
+            for record in entry["Put"]:
+                job = Job.from_record(record)
+                self._put(self.jobs.get(job.id), job)
+                self.next_number = max(self.next_number, job.number + 1)
+        elif "Sample" in entry:
             job_id, cpu, mem, seconds, cpu_time = entry["Sample"]
             job = self.jobs[job_id]
             self._put(job, job.sampled(cpu, mem, seconds).but(cpu_time_used=cpu_time))
+        else:
+            raise BadFact(f"neither Put nor Sample but {', '.join(entry)}")
 
     def _grant_grace(self) -> None:
         """While the server was off no client of ours could renew its leases: they count from now."""
@@ -743,6 +804,7 @@ class Queue:
                 with self.store.writing:
                     with self.lock:
                         jobs, batch = list(self.jobs.values()), self.store.close_batch()
+                        self.store.closed = self.stopping
                         server = {"Journal": self.store.generation + 1, "Next": self.next_number, "Version": VERSION}
                     self.store.write(batch)
                     if batch.error:
@@ -988,8 +1050,8 @@ class Queue:
                 self._put(job, over)
                 ended.append(over)
                 changes.append((job, over))
-        if not ended:
-            return answers, None
+        if not ended:  # what was reported before may be on its way to the disk just now
+            return answers, self.store.unwritten()
         batch = self.store.append({"Put": [job.to_record() for job in ended]}, changes)
         self._wake([job for job in ended if job.state is State.QUEUED])
         for job in ended:
@@ -1052,7 +1114,7 @@ class Queue:
             numbers = [sample.get("CPU"), sample.get("Mem"), sample.get("Seconds") or 60]
             if not all(type(number) is int and abs(number) < 1 << 62 for number in numbers) or numbers[2] < 1:
                 raise BadRequest("a usage report needs CPU (percent of one core x 100) and Mem (bytes), whole numbers")
-        batch, answers = None, []
+        batch, answers = self.store.unwritten(), []
         with self.lock:
             for sample, (job_id, lease, _) in zip(samples, words):
                 job = self.jobs[job_id]
@@ -2094,7 +2156,7 @@ def serve(options: argparse.Namespace) -> None:
             signal.signal(getattr(signal, name), lambda *_: server.stop.set())
     if options.until_eof:
         jobrunner.when_input_ends(server.stop.set)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
     host = "localhost" if options.bind in ("", "::", "0.0.0.0") else options.bind
     url = f"http://{f'[{host}]' if ':' in host else host}:{server.server_address[1]}"
     print(f"jobrunner {VERSION} serves {store.path} ({len(queue.jobs)} jobs) at {url}", flush=True)
