@@ -937,7 +937,7 @@ class Agent:
                 self._start(job)
             self._polled(wish, bool(reply.jobs))
             for entry in reply.signals:
-                self._obey(entry)
+                self._obey(entry, wish["Running"])
             if reply.reported:
                 self._acknowledged(batch)
             elif batch:
@@ -1013,13 +1013,14 @@ class Agent:
             self.log.info("server.back url=%s", self.api.url)
         self.away.reset()
 
-    def _obey(self, entry: Dict[str, str]) -> None:
-        """Does what the server says about a job here; "delete" is all it says in this version."""
+    def _obey(self, entry: Dict[str, str], named: List[Dict[str, str]]) -> None:
+        """Does what the server says of a run that the request has named; "delete" is all it says in this version."""
+        leases = [known["Lease"] for known in named if known["ID"] == entry.get("ID") and "Signal" not in known]
         with self.lock:
-            runs = [run for run in self.runs.values() if run.job.id == entry.get("ID")]
+            # of that very run: the job may have been given back and leased again meanwhile
+            runs = [run for run in self.runs.values() if run.job.id == entry.get("ID") and run.job.lease in leases]
         for run in runs:
-            # of this very run: what is said of an earlier one of the same job may come late
-            if entry.get("Signal") == "delete" and entry.get("Lease", run.job.lease) == run.job.lease:
+            if entry.get("Signal") == "delete":
                 self._end(run, "deleted")
 
     # -- starting

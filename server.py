@@ -46,7 +46,7 @@ import time
 import zlib
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Deque, Dict, Generator, Iterator, List, NamedTuple, Optional, Tuple, Union
 from urllib.parse import unquote_to_bytes
 
 import jobrunner
@@ -114,10 +114,9 @@ class _Reader:
         self.text, self.at = text, 0
         self.start = 0  # where the latest value began
 
-    def damage(self, path: str, what: str) -> Damaged:
-        """For a value that can be read, but makes no sense: says where it stands."""
-        line = self.text.count("\n", 0, self.start) + 1
-        return Damaged(_damage(path, line, self.start - self.text.rfind("\n", 0, self.start), what))
+    def place(self) -> Tuple[int, int]:
+        """Line and column of the latest value."""
+        return self.text.count("\n", 0, self.start) + 1, self.start - self.text.rfind("\n", 0, self.start)
 
     def peek(self) -> str:
         """The next character that is no blank; "" at the end."""
@@ -157,32 +156,23 @@ class _Reader:
             self.expect(",")
 
 
-def read_database(data: bytes, path: str) -> Iterator[Tuple[str, Any]]:
-    """("Server", object) and (bucket, Job) of all there is in a database; raises Damaged.
+def read_database(reader: _Reader) -> Iterator[Tuple[str, Any]]:
+    """("Server", object) and (bucket, Job) of all there is in a database; raises BadFact, or ValueError for what is no
+    JSON (see `_damaged`).
 
-    Takes what the original wrote and what people wrote by hand: any layout, a byte order mark, null for a bucket, other
-    keys than the IDs inside.
+    Takes what the original wrote and what people wrote by hand: any layout, null for a bucket, other keys than the IDs
+    inside.
     """
-    reader = _Reader("")
-    try:
-        reader = _Reader(data.decode("utf-8-sig"))
-        for bucket in reader.members():
-            if bucket not in BUCKETS.values():
-                yield bucket, reader.value()
-            elif reader.peek() == "n":
-                reader.value()
-            else:
-                for key in reader.members():
-                    yield bucket, _stored_job(bucket, key, reader.value())
-        if reader.peek():
-            raise json.JSONDecodeError("something follows the end", reader.text, reader.at)
-    except json.JSONDecodeError as error:
-        raise Damaged(_damage(path, error.lineno, error.colno, error.msg)) from None
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise Damaged(_damage(path, line, error.start - data.rfind(b"\n", 0, error.start), "not UTF-8 text")) from None
-    except (BadFact, ValueError, RecursionError) as error:
-        raise reader.damage(path, str(error)) from None
+    for bucket in reader.members():
+        if bucket not in BUCKETS.values():
+            yield bucket, reader.value()
+        elif reader.peek() == "n":
+            reader.value()
+        else:
+            for key in reader.members():
+                yield bucket, _stored_job(bucket, key, reader.value())
+    if reader.peek():
+        raise json.JSONDecodeError("something follows the end", reader.text, reader.at)
 
 
 def _stored_job(bucket: str, key: str, record: Any) -> Job:
@@ -319,28 +309,35 @@ class Store:
 
     # -- reading, at start
 
-    def read(self) -> Iterator[Tuple[str, Any]]:
+    def read(self) -> Generator[Tuple[str, Any], None, None]:
         """What read_database yields of the snapshot; nothing when there is none yet.  Raises Damaged."""
         if not os.path.exists(self.path):
             return
         data = jobrunner.read_file(self.path)
         self.snapshot_bytes = len(data)
         self.identity = f"{zlib.crc32(data):08x}"  # for one that the original, or a person, wrote
-        for key, value in read_database(data, self.path):
-            if key == "Server":
-                self._take_header(value)
-            yield key, value
+        reader = _Reader("")
+        try:
+            reader = _Reader(data.decode("utf-8-sig"))
+            for key, value in read_database(reader):
+                if key == "Server":
+                    self._take_header(value)
+                yield key, value
+        except json.JSONDecodeError as error:
+            raise Damaged(_damage(self.path, error.lineno, error.colno, error.msg)) from None
+        except UnicodeDecodeError as error:
+            line, column = data.count(b"\n", 0, error.start) + 1, error.start - data.rfind(b"\n", 0, error.start)
+            raise Damaged(_damage(self.path, line, column, "not UTF-8 text")) from None
+        except (BadFact, ValueError, RecursionError) as error:
+            raise Damaged(_damage(self.path, *reader.place(), str(error))) from None
 
     def _take_header(self, server: Any) -> None:
-        """What the snapshot's "Server" says to the store; raises Damaged."""
+        """What the snapshot's "Server" says to the store; raises BadFact."""
         numbers = ("Format", "Journal", "Next")
         if not isinstance(server, dict) or not all(type(server.get(key, 1)) is int for key in numbers):
-            raise Damaged(_damage(self.path, 1, 1, '"Server" must be an object whose Format, Journal and Next are numbers'))
+            raise BadFact('"Server" must be an object whose Format, Journal and Next are numbers')
         if server.get("Format", FORMAT) != FORMAT:
-            raise Damaged(
-                f"{self.path} has format {server['Format']}, and this server knows {FORMAT}: use a newer server.py, "
-                "or start with --db another.json"
-            )
+            raise BadFact(f"this is format {server['Format']}, and this server knows {FORMAT}: use a newer server.py")
         self.generation = server.get("Journal", 1)
         self.identity = server.get("Id", self.identity)
 
@@ -372,7 +369,7 @@ class Store:
         lines = jobrunner.read_file(path).split(b"\n")
         torn = lines.pop()  # what follows the last line's end: nothing, or a line that was being written
         for at, line in enumerate(lines):
-            self.place = f"{path} line {at + 1}"
+            self.place = f"{path} line {at + 1} column 1"
             entry = _journal_entry(line)
             if entry is None:
                 if any(_journal_entry(later) for later in lines[at + 1 :]):
@@ -737,10 +734,11 @@ class Queue:
     def load(self) -> None:
         """Takes in the database; raises Damaged.  What the original left without a number gets the next ones."""
         numberless = []
-        for key, value in self.store.read():
+        snapshot = self.store.read()
+        for key, value in snapshot:
             if isinstance(value, Job):
                 if value.id in self.jobs:
-                    raise Damaged(_damage(self.store.path, 1, 1, f"two jobs have ID {value.id}"))
+                    snapshot.throw(BadFact(f"two jobs have ID {value.id}"))  # it knows where in the file
                 self._put(None, value)
                 self.next_number = max(self.next_number, value.number + 1)
                 if not value.number:
@@ -893,30 +891,43 @@ class Queue:
                 signals = self._renew(node, wish.running)
                 mine.slots -= self._settle_polls(node, wish)
             node.polls.append(mine)
-        first = True
-        while True:
+            batch = batch or self.store.unwritten()
+        jobs: List[Job] = []
+        try:
+            first = True
+            while True:
+                with self.lock:
+                    if not first and not alive():
+                        self._pass_on(mine)
+                    if mine.slots > 0 and not mine.superseded and not self.stopping:
+                        jobs, batch = self._lease(node, mine, batch)
+                    signals = signals or self._signals(wish.running)
+                    left = deadline - time.monotonic()
+                    if jobs or signals or left <= 0 or mine.superseded or self.stopping:
+                        break
+                    mine.wake.clear()
+                first = False
+                mine.wake.wait(left)
+        finally:
             with self.lock:
-                jobs: List[Job] = []
-                if mine.slots > 0 and not mine.superseded and not self.stopping and (first or alive()):
-                    jobs, batch = self._lease(node, mine, batch)
-                signals = signals or self._signals(wish.running)
-                left = deadline - time.monotonic()
-                if jobs or signals or left <= 0 or mine.superseded or self.stopping:
-                    node.polls.remove(mine)
-                    node.last_seen = self.clock()
-                    break
-                mine.wake.clear()
-            first = False
-            mine.wake.wait(left)
+                node.polls.remove(mine)
+                node.last_seen = self.clock()
         reply = {"Jobs": [job.to_record() for job in jobs], "Signals": signals, "Drain": False}
         if reports:
             reply["Reported"] = reported
         return reply, batch
 
+    def _pass_on(self, poll: Poll) -> None:
+        """Whoever held this request open has hung up: the work it was woken for is another's."""
+        poll.superseded = True
+        for node in self.nodes.values():
+            for other in node.polls:
+                other.wake.set()
+
     def _renew(self, node: Node, running: List[Tuple[str, str, str]]) -> List[Dict[str, str]]:
         """Renews the leases a client names; signals for those it has no right to any more."""
         signals, moment = [], self.clock()
-        for job_id, lease, _ in running:
+        for job_id, lease, known in running:
             job = self.jobs.get(job_id)
             if job and lease and job.lease == lease:
                 if job.state is State.QUEUED:  # given up for lost, but nobody else has begun it: it keeps it
@@ -924,8 +935,8 @@ class Queue:
                     job = self.jobs[job_id]
                 if job.state is State.RUNNING:
                     self._put(job, job.but(expiry=self._renewed(moment)))
-            else:
-                signals.append({"ID": job_id, "Lease": lease, "Signal": "delete"})
+            elif known != "delete":
+                signals.append({"ID": job_id, "Signal": "delete"})
         return signals
 
     def _settle_polls(self, node: Node, wish: "Wish") -> int:
@@ -956,7 +967,7 @@ class Queue:
         for job_id, lease, known in running:
             job = self.jobs.get(job_id)
             if job and job.signal and job.signal != known and job.lease == lease and job.state is State.RUNNING:
-                found.append({"ID": job_id, "Lease": lease, "Signal": job.signal})
+                found.append({"ID": job_id, "Signal": job.signal})
         return found
 
     def _renewed(self, moment: float) -> Optional[float]:
@@ -1043,13 +1054,16 @@ class Queue:
         answers, ended, changes = [], [], []
         for report, kind, job_id, lease, host in checked:
             job = self.jobs[job_id]
-            current = job.lease == lease and (bool(lease) or job.host == host)
+            current = self._is_current(job, lease, host)
             answers.append({"ID": job_id} if current else {"ID": job_id, "Stale": True})
-            if current and job.state is State.RUNNING:
-                over = self._ended(job, report, kind)
-                self._put(job, over)
-                ended.append(over)
-                changes.append((job, over))
+            if not current or job.state not in (State.RUNNING, State.QUEUED):
+                continue
+            # QUEUED, and its lease is the latest: it was given up for lost, but nobody else has begun it
+            run = job if job.state is State.RUNNING else self._moved(job, "lease", host=host)
+            over = self._ended(run, report, kind)
+            self._put(job, over)
+            ended.append(over)
+            changes.append((job, over))
         if not ended:  # what was reported before may be on its way to the disk just now
             return answers, self.store.unwritten()
         batch = self.store.append({"Put": [job.to_record() for job in ended]}, changes)
@@ -1057,6 +1071,11 @@ class Queue:
         for job in ended:
             self._tell_watchers(job)
         return answers, batch
+
+    @staticmethod
+    def _is_current(job: Job, lease: str, host: str) -> bool:
+        """True if that is the job's latest run: by its lease, or, of an original client, by its name."""
+        return job.lease == lease if lease or job.lease else job.host == host
 
     def _report_fields(self, report: Any) -> Tuple[str, str, str]:
         """(ID, Lease, Hostname) of a report; raises BadRequest for what is none, and for unknown jobs."""
@@ -1078,7 +1097,7 @@ class Queue:
         """Writes the tails that came with a report, before the report itself counts."""
         for key, stream in (("StdOutTail", "out"), ("StdErrTail", "err")):
             text = report.get(key)
-            if text and job.state is State.RUNNING and job.lease == (report.get("Lease") or ""):
+            if text and job.state in (State.RUNNING, State.QUEUED) and job.lease == (report.get("Lease") or ""):
                 self.store.write_output(job, stream, tail_bytes(text)[-OUTPUT_TAIL:])
 
     def _ended(self, job: Job, report: Dict[str, Any], kind: str) -> Job:
@@ -1116,10 +1135,11 @@ class Queue:
                 raise BadRequest("a usage report needs CPU (percent of one core x 100) and Mem (bytes), whole numbers")
         batch, answers = self.store.unwritten(), []
         with self.lock:
-            for sample, (job_id, lease, _) in zip(samples, words):
+            for sample, (job_id, lease, host) in zip(samples, words):
                 job = self.jobs[job_id]
-                answers.append({"ID": job_id} if job.lease == lease else {"ID": job_id, "Stale": True})
-                if job.lease == lease and job.state is State.RUNNING:
+                current = self._is_current(job, lease, host if sample.get("Hostname") else job.host)
+                answers.append({"ID": job_id} if current else {"ID": job_id, "Stale": True})
+                if current and job.state is State.RUNNING:
                     batch = self._sample(job, sample)
         return answers, batch
 
@@ -1579,7 +1599,8 @@ def get_usage(queue: Queue, request: Request) -> Answer:
     words = [request.query.get(key, "") for key in ("cpu", "mem")]
     if not all(re.match(r"[+-]?\d{1,18}\Z", word, re.ASCII) for word in words):
         raise BadRequest("cpu (percent of one core x 100) and mem (bytes) must be whole numbers")
-    _, batch = queue.sample([{"ID": job_id, "CPU": int(words[0]), "Mem": int(words[1])}])
+    sample = {"ID": job_id, "CPU": int(words[0]), "Mem": int(words[1]), "Hostname": request.query.get("hostname")}
+    _, batch = queue.sample([sample])
     return EMPTY._replace(batch=batch)
 
 
@@ -1751,6 +1772,7 @@ class Head(NamedTuple):
     target: str
     headers: Dict[bytes, bytes]  # names in lower case
     keep: bool  # the connection is to be kept open
+    chunks: bool  # it understands an answer in chunks
 
 
 def read_head(readline: Callable[[int], bytes]) -> Optional[Head]:
@@ -1772,8 +1794,9 @@ def read_head(readline: Callable[[int], bytes]) -> Optional[Head]:
         if not colon or len(line) > 65536 or len(headers) >= MAX_HEADERS:
             raise BadHttp(431 if colon else 400, "a header line is too long, one too many, or has no colon")
         headers[name.lower()] = value.strip()
-    keep = words[2] != b"HTTP/1.0" and headers.get(b"connection", b"").lower() != b"close"
-    return Head(words[0].decode("latin-1"), words[1].decode("latin-1"), headers, keep)
+    modern = words[2] != b"HTTP/1.0"
+    keep = modern and headers.get(b"connection", b"").lower() != b"close"
+    return Head(words[0].decode("latin-1"), words[1].decode("latin-1"), headers, keep, modern)
 
 
 class _Rest(io.RawIOBase):
@@ -1803,9 +1826,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        first = self.server.front.handed_over.pop(self.connection, b"") if self.server.front else b""
-        if first:
-            self.rfile = io.BufferedReader(_Rest(first, self.connection))
+        unsent, first = b"", b""
+        if self.server.front:
+            unsent, first = self.server.front.handed_over.pop(self.connection)
+        self.rfile = io.BufferedReader(_Rest(first, self.connection))
         if WINDOWS:
             self.connection.settimeout(IDLE)
         else:
@@ -1813,9 +1837,12 @@ class Handler(BaseHTTPRequestHandler):
             limit = struct.pack("ll", IDLE, 0)
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        self.unsent = unsent
 
     def handle(self) -> None:
         try:
+            if self.unsent:
+                self.connection.sendall(self.unsent)
             while self._one_request():
                 pass
         except (ConnectionError, socket.timeout, TimeoutError, BlockingIOError):
@@ -1829,10 +1856,14 @@ class Handler(BaseHTTPRequestHandler):
                 return False
             body, keep = self._read_body(head.headers), head.keep
         except BadHttp as error:
-            reply, keep = _error(error.status, str(error)), False
+            reply, keep, head = _error(error.status, str(error)), False, None
         else:
             reply = self.server.answer(head, body, self.client_address, self._alive)
-        self._send(written(self.server.queue, reply), keep)
+        if head and head.method == "HEAD":
+            reply = reply._replace(body=b"")  # no URL takes it; and an answer to it has no body
+        if not isinstance(reply.body, bytes):
+            keep = keep and head.chunks
+        self._send(written(self.server.queue, reply), keep, bool(head and head.chunks))
         if not keep:
             self._linger()
         return keep
@@ -1853,11 +1884,15 @@ class Handler(BaseHTTPRequestHandler):
             raise ConnectionResetError("it hung up before the body was whole")
         return body
 
-    def _send(self, reply: Answer, keep: bool) -> None:
+    def _send(self, reply: Answer, keep: bool, chunks: bool) -> None:
         if isinstance(reply.body, bytes):
             self.connection.sendall(whole_answer(reply, keep))
-        else:
+        elif chunks:
             self._stream(_head(reply, keep), reply.body)
+        else:  # HTTP/1.0: the body ends with the connection
+            self.connection.sendall(_head(reply, keep) + b"\r\n")
+            for piece in reply.body:
+                self.connection.sendall(piece)
 
     def _stream(self, head: bytes, pieces: Iterator[bytes]) -> None:
         self.connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n")
@@ -1874,7 +1909,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _alive(self) -> bool:
         """False if the other side has hung up, which is noticed only by looking."""
-        return not _readable(self.connection) or bool(self.connection.recv(1, socket.MSG_PEEK))
+        try:
+            return not _readable(self.connection) or bool(self.connection.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False
 
     def _linger(self) -> None:
         """Reads on for a moment before closing: closed at once, with something unread, the system would throw away
@@ -1900,30 +1938,37 @@ class Front(threading.Thread):
         super().__init__(daemon=True)
         self.server = server
         self.selector = selectors.DefaultSelector()
-        self.handed_over: Dict[socket.socket, bytes] = {}  # what was read of connections that go to a thread
+        self.connections: Dict[socket.socket, List[Any]] = {}  # [address, monotonic time of the latest request]
+        # what a connection that goes to a thread has still to be sent, and what was read of it already
+        self.handed_over: Dict[socket.socket, Tuple[bytes, bytes]] = {}
 
     def take(self, connection: socket.socket, address: Any) -> None:
         """A new connection; any thread may call this."""
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.selector.register(connection, selectors.EVENT_READ, [address, time.monotonic()])
+        self.connections[connection] = [address, time.monotonic()]
+        self.selector.register(connection, selectors.EVENT_READ)
 
     def run(self) -> None:
         swept = time.monotonic()
         while True:
             replies = []
-            for key, _ in self.selector.select(IDLE / 4):
-                reply = self._read(key.fileobj, key.data)
-                if reply:
-                    replies.append((key.fileobj, reply))
-            for connection, reply in replies:
-                self._send(connection, written(self.server.queue, reply))
-            if time.monotonic() - swept > IDLE / 4:
-                swept = time.monotonic()
-                self._sweep(swept - IDLE)
+            try:
+                for key, _ in self.selector.select(IDLE / 4):
+                    reply = self._read(key.fileobj)
+                    if reply:
+                        replies.append((key.fileobj, reply))
+                for connection, reply in replies:
+                    self._send(connection, written(self.server.queue, reply))
+                if time.monotonic() - swept > IDLE / 4:
+                    swept = time.monotonic()
+                    self._sweep(swept - IDLE)
+            except Exception:  # it serves everybody, and must outlive whatever one connection brings about
+                log.exception("http.bug: please report this")
 
-    def _read(self, connection: Any, data: List[Any]) -> Optional[Answer]:
+    def _read(self, connection: Any) -> Optional[Answer]:
         """The answer to what came on a connection; None if it was closed, or is a thread's affair."""
-        address, data[1] = data[0], time.monotonic()
+        about = self.connections[connection]
+        about[1] = time.monotonic()
         try:
             came = connection.recv(65536, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -1931,15 +1976,14 @@ class Front(threading.Thread):
         except OSError:
             came = b""
         if not came:
-            self._close(connection)
+            self._let_go(connection)
+            self.server.shutdown_request(connection)
             return None
         head = self._simple(came)
         if head is None:
-            self.selector.unregister(connection)
-            self.handed_over[connection] = came
-            ThreadingHTTPServer.process_request(self.server, connection, address)
+            self._hand_over(connection, b"", came)
             return None
-        return self.server.answer(head, b"", address, lambda: True)
+        return self.server.answer(head, b"", about[0], lambda: True)
 
     def _simple(self, came: bytes) -> Optional[Head]:
         """The head of what came, if that is one whole GET that can be answered here."""
@@ -1956,23 +2000,35 @@ class Front(threading.Thread):
     def _send(self, connection: Any, reply: Answer) -> None:
         data = whole_answer(reply)
         try:
-            # Nobody waits here for a peer that does not read.  An answer this small does not fit only where many
-            # before it have not been read either: such a peer is hung up on.
-            whole = connection.send(data, socket.MSG_DONTWAIT) == len(data)
+            sent = connection.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            sent = 0
         except OSError:
-            whole = False
-        if not whole:
-            self._close(connection)
+            return  # it has hung up, which the next read finds out
+        if sent < len(data):  # nobody waits here for a peer that reads slowly
+            self._hand_over(connection, data[sent:], b"")
 
-    def _close(self, connection: Any) -> None:
+    def _hand_over(self, connection: Any, unsent: bytes, came: bytes) -> None:
+        """Gives a connection a thread of its own."""
+        address = self._let_go(connection)
+        self.handed_over[connection] = (unsent, came)
+        try:
+            ThreadingHTTPServer.process_request(self.server, connection, address)
+        except RuntimeError as error:  # no thread is to be had
+            log.error("http.thread error=%r", str(error))
+            del self.handed_over[connection]
+            self.server.shutdown_request(connection)
+
+    def _let_go(self, connection: Any) -> Any:
         self.selector.unregister(connection)
-        self.server.shutdown_request(connection)
+        return self.connections.pop(connection)[0]
 
     def _sweep(self, moment: float) -> None:
         """Closes the connections that have been silent since that moment."""
-        for key in list(self.selector.get_map().values()):
-            if key.data[1] < moment:
-                self._close(key.fileobj)
+        for connection, about in list(self.connections.items()):
+            if about[1] < moment:
+                self._let_go(connection)
+                self.server.shutdown_request(connection)
 
 
 def written(queue: Queue, reply: Answer) -> Answer:

@@ -443,7 +443,7 @@ def test_an_unknown_job_is_one_plain_line_that_names_it(desk, command, name):
     "", "nonsense", "qsub", "qsub true", "qsub --", "qsub -l walltime=soon -- true", "qsub -l nonsense=1 -- true",
     "qsub -l mem=4xb -- true", "qsub -W sometimes -- true", "qsub --file jobs -- true", "qsub --nonsense -- true",
     "qstat --nonsense", "qstat -F xml", "qstat --server ftp://x", "qdel", "qcat", "qcat 1 2", "qwait",
-    "qwait --timeout soon 1", "pbsnodes -F xml", "run", "run x -j 0", "run x -j many", "qstat -- 1",
+    "qwait --timeout soon 1", "pbsnodes -F xml", "run", "run x -j 0", "run x -j many",
 ])  # fmt: skip
 def test_wrong_usage_ends_with_exit_code_2_and_the_last_line_says_what_is_wrong(lab, words):
     code, out, err = lab.command(*words.split(), env={"JOBRUNNER_SERVER": "127.0.0.1:1"})
