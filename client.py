@@ -843,6 +843,7 @@ class Agent:
         self.keeper: Optional[subprocess.Popen] = None
         self.keeper_name = ""
         self.wire: Any = None
+        self.connecting = threading.Lock()
         self.away = Backoff()
         self.away_until = 0.0
         self.poll_at: Optional[float] = 0.0  # monotonic: when to send a request; None: one is open that will do
@@ -932,7 +933,7 @@ class Agent:
                 self._undelivered(batch)
                 self._server_away(error, wish["Poll"])
                 continue
-            self._server_back()
+            self.away.reset()
             for job in reply.jobs:
                 self._start(job)
             self._polled(wish, bool(reply.jobs))
@@ -991,13 +992,14 @@ class Agent:
         return entries
 
     def _wire(self) -> Any:
-        wire = self.wire
-        if wire is None:
-            wire = self.wire = connect(self.api, self.options.hostname, self.node)
-            self.carries_reports = not wire.one_at_a_time
-            original = " (the original's: one job at a time, no signals)" if wire.one_at_a_time else ""
-            self.log.info("server.found url=%s%s", self.api.url, original)
-        return wire
+        """How to talk to the server, found out anew after each time it was away; raises ServerAway."""
+        with self.connecting:
+            if self.wire is None:
+                wire = connect(self.api, self.options.hostname, self.node)
+                self.wire, self.carries_reports = wire, not wire.one_at_a_time
+                original = " (the original's: one job at a time, no signals)" if wire.one_at_a_time else ""
+                self.log.info("server.%s url=%s%s", "back" if self.away.failures else "found", self.api.url, original)
+            return self.wire
 
     def _server_away(self, error: JobrunnerError, poll: int) -> None:
         with self.lock:
@@ -1007,11 +1009,6 @@ class Agent:
             self.poll_at, self.wire = self.away_until, None
             self.lock.notify_all()
         self.log.warning("server.away error=%r again_in=%.1f running=%d", str(error), pause, len(self.runs))
-
-    def _server_back(self) -> None:
-        if self.away.failures:
-            self.log.info("server.back url=%s", self.api.url)
-        self.away.reset()
 
     def _obey(self, entry: Dict[str, str], named: List[Dict[str, str]]) -> None:
         """Does what the server says of a run that the request has named; "delete" is all it says in this version."""
@@ -1028,7 +1025,7 @@ class Agent:
     def _start(self, job: Job) -> None:
         """Gives a job to the keeper; whatever is in the way of that is the job's end, never the client's."""
         if self.stopping:
-            return self._never_ran(job, "released", None, f"given back: the client on {self.options.hostname} was stopped")
+            return self._never_ran(job, "released", EXIT_NOT_STARTED, f"given back: the client on {self.options.hostname} was stopped")
         if not allowed(job.params, self.options.allow_prefix):
             prefixes = " or ".join(repr(" ".join(prefix)) for prefix in self.options.allow_prefix)
             words = f"{self.options.hostname} runs only what starts with {prefixes}"

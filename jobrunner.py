@@ -11,7 +11,7 @@ Read this first: a job's whole life is here.
              [H]               [Q] again, or [F] lost if it must not run twice
 
     [W] waits for its start time and becomes [Q] then.  Any of Q, H, W is deleted straight to [F];
-    a job that is R is first ended by its client.
+    a job that is R is first ended by its client.  One that was lost becomes R again if its client turns up with it.
 
 Deployed by copying: the server's machine needs jobrunner.py and server.py, a client's machine jobrunner.py and
 client.py, a user's machine this file alone.  server.py and client.py import this file and never each other.
@@ -81,6 +81,8 @@ TRANSITIONS = {
     (State.RUNNING,  "end"):      State.FINISHED,
     (State.RUNNING,  "lose"):     State.FINISHED,
     (State.RUNNING,  "requeue"):  State.QUEUED,
+    (State.RUNNING,  "delete"):   State.RUNNING,   # until its client has ended it
+    (State.FINISHED, "recover"):  State.RUNNING,   # it was lost, and turned up after all
     (State.FINISHED, "rerun"):    State.QUEUED,
 }  # fmt: skip
 EVENTS = sorted({event for _, event in TRANSITIONS})
@@ -810,6 +812,8 @@ def server_url(text: str) -> str:
     from urllib.parse import urlsplit
 
     url = text if "://" in text else "http://" + text
+    if not re.match(r"[!-~]+\Z", url):
+        raise BadRequest(f"{text!r} is not a server's address: it holds a blank, or what is not ASCII")
     try:
         parts = urlsplit(url)
         port, host = parts.port, parts.hostname
@@ -1055,6 +1059,8 @@ def qsub(options: argparse.Namespace, api: ServerApi) -> int:
         jobs = [{**given, **job} if isinstance(job, dict) else job for job in read_jobs(options.file)]
     elif options.argv:
         jobs = [{**given, "Params": options.argv}]
+    elif options.words:
+        raise WrongUsage(f"put the command after --, as in: qsub -- {' '.join(options.words)}")
     else:
         raise WrongUsage("nothing to run: put the command after --, as in: qsub -l walltime=1:00:00 -- java -jar job.jar 169")
     added = api.call("/add", jobs, timeout=600)
@@ -1256,9 +1262,16 @@ def _pbs_time(text: Optional[str]) -> Optional[str]:
 
 
 def qterm(options: argparse.Namespace, api: ServerApi) -> int:
-    """Stops the server of this machine cleanly."""
+    """Stops the server of this machine cleanly, and waits until it has."""
     api.call("/shutdown", {})
-    return 0
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        try:
+            api.call("/status")
+            time.sleep(0.1)
+        except ServerAway:
+            return 0
+    raise JobrunnerError("the server has not stopped in five minutes: its log says what it is doing")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1431,7 +1444,7 @@ def arguments() -> argparse.ArgumentParser:
     def command(name: str, function: Callable[..., int], *, remote: bool = True) -> argparse.ArgumentParser:
         words = (function.__doc__ or "").strip()
         sub = commands.add_parser(name, help=words.split("\n")[0], description=words)
-        sub.set_defaults(function=function)
+        sub.set_defaults(function=function, parser=sub)
         if remote:
             sub.add_argument("--server", metavar="HOST[:PORT]", type=argument(server_url), help="the server, or its URL "
                              "(default: $JOBRUNNER_SERVER, or http://localhost:8088)")  # fmt: skip
@@ -1453,6 +1466,7 @@ def arguments() -> argparse.ArgumentParser:
     sub.add_argument("-W", dest="block", type=argument(_parse_block), default=False, metavar="block=true",
                      help="wait until it is over, and exit with its status")  # fmt: skip
     sub.add_argument("--file", metavar="FILE", help="submit many: a JSON list or JSON Lines, one job each; -: standard input")
+    sub.add_argument("words", nargs="*", help=argparse.SUPPRESS)  # only to say what is wrong with them
     sub.usage = "jobrunner.py qsub [options] -- COMMAND [ARGUMENT ...]"
 
     sub = command("qstat", qstat)
@@ -1488,8 +1502,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     command: List[str] = []
     if argv[:1] == ["qsub"] and "--" in argv:  # what follows is the job's, to the letter: argparse would take some of it
         command, argv = argv[argv.index("--") + 1 :], argv[: argv.index("--")]
-    parser = arguments()
-    options = parser.parse_args(argv)
+    options = arguments().parse_args(argv)
     options.argv = command
     try:
         if options.function is run:
@@ -1497,7 +1510,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         server = options.server or os.environ.get("JOBRUNNER_SERVER") or f"http://localhost:{DEFAULT_PORT}"
         return options.function(options, ServerApi(server, options.proxy))
     except WrongUsage as error:
-        parser.error(str(error))
+        options.parser.error(str(error))
     except JobrunnerError as error:
         print(f"jobrunner: {error}", file=sys.stderr)
         return 1

@@ -55,6 +55,7 @@ from jobrunner import (
     DEFAULT_PORT,
     EXIT_DEAD,
     EXIT_LOST,
+    EXIT_NOT_STARTED,
     EXIT_WALLTIME,
     STATUSES,
     UNKNOWN_HOST,
@@ -631,6 +632,7 @@ class Node:
         self.info: Dict[str, Any] = {}
         self.polls: List[Poll] = []
         self.handed: Dict[int, List[Tuple[str, str]]] = {}
+        self.named: Dict[str, str] = {}  # {id: lease} that its latest request named
         self.session: Any = None
         self.latest = 0  # number of its latest request
 
@@ -642,10 +644,15 @@ class Node:
         self.properties = frozenset(words + [f"host={self.host}"])
         self.info = info
 
-    def outdated(self, poll: Poll, info: Dict[str, Any]) -> bool:
+    def is_new_session(self, info: Dict[str, Any]) -> bool:
+        """True if the client was started anew since its latest request; it counts its requests anew, too."""
+        if info.get("Session") == self.session:
+            return False
+        self.session, self.latest = info.get("Session"), 0
+        return True
+
+    def outdated(self, poll: Poll) -> bool:
         """True for a request that was overtaken on its way by a later one of the same client: what it says is old."""
-        if info.get("Session") != self.session:  # the client was started anew, and counts anew
-            self.session, self.latest = info.get("Session"), 0
         if poll.number and poll.number < self.latest:
             return True
         self.latest = poll.number
@@ -885,7 +892,9 @@ class Queue:
             node.describe(wish.info)
             reported, batch = self._take_reports(reports)
             mine, signals = Poll(wish.number, wish.slots), []
-            if node.outdated(mine, wish.info):
+            if node.is_new_session(wish.info):
+                self._forget_refusals(node.host)
+            if node.outdated(mine):
                 mine.superseded = True
             else:
                 signals = self._renew(node, wish.running)
@@ -927,17 +936,29 @@ class Queue:
     def _renew(self, node: Node, running: List[Tuple[str, str, str]]) -> List[Dict[str, str]]:
         """Renews the leases a client names; signals for those it has no right to any more."""
         signals, moment = [], self.clock()
+        node.named = {}
         for job_id, lease, known in running:
             job = self.jobs.get(job_id)
-            if job and lease and job.lease == lease:
-                if job.state is State.QUEUED:  # given up for lost, but nobody else has begun it: it keeps it
-                    self._commit_put(job, self._moved(job, "lease", comment="", host=node.host))
-                    job = self.jobs[job_id]
-                if job.state is State.RUNNING:
-                    self._put(job, job.but(expiry=self._renewed(moment)))
+            run = self._still_running(job, node.host) if job and lease and job.lease == lease else None
+            if run:
+                node.named[job_id] = lease
+                if run is not job:
+                    self._commit_put(job, run)
+                self._put(run, run.but(expiry=self._renewed(moment)))
+            elif job and job.lease == lease and job.status != "deleted":
+                pass  # its report was taken in, and the acknowledgement is on its way
             elif known != "delete":
                 signals.append({"ID": job_id, "Signal": "delete"})
         return signals
+
+    def _forget_refusals(self, host: str) -> None:
+        """A client that was started anew may have another --allow-prefix: it is offered again what it has refused."""
+        for need in [need for need in self.ready if host in need.refused_by]:
+            for entry in list(self.ready[need]):
+                if self._waits_here(need, entry):
+                    job = self.jobs[entry[3]]
+                    others = [other for other in job.refused_by if other != host]
+                    self._commit_put(job, job.but(refused_by=others))
 
     def _settle_polls(self, node: Node, wish: "Wish") -> int:
         """Sends a client's older requests home, since the new one says more, and finds out what became of the answers to
@@ -1056,10 +1077,9 @@ class Queue:
             job = self.jobs[job_id]
             current = self._is_current(job, lease, host)
             answers.append({"ID": job_id} if current else {"ID": job_id, "Stale": True})
-            if not current or job.state not in (State.RUNNING, State.QUEUED):
+            run = self._still_running(job, host) if current else None
+            if run is None:
                 continue
-            # QUEUED, and its lease is the latest: it was given up for lost, but nobody else has begun it
-            run = job if job.state is State.RUNNING else self._moved(job, "lease", host=host)
             over = self._ended(run, report, kind)
             self._put(job, over)
             ended.append(over)
@@ -1071,6 +1091,15 @@ class Queue:
         for job in ended:
             self._tell_watchers(job)
         return answers, batch
+
+    def _still_running(self, job: Job, host: str) -> Optional[Job]:
+        """The job as running, if its latest run may still be: also one that was given up, but that nobody else has begun
+        since; None if it is over, or was never begun."""
+        if job.state is State.QUEUED and job.lease:
+            return self._moved(job, "lease", host=host, comment="")
+        if job.state is State.FINISHED and job.status == "lost":
+            return self._moved(job, "recover", status="", exit_status=None, end_time=None, comment="")
+        return job if job.state is State.RUNNING else None
 
     @staticmethod
     def _is_current(job: Job, lease: str, host: str) -> bool:
@@ -1097,7 +1126,7 @@ class Queue:
         """Writes the tails that came with a report, before the report itself counts."""
         for key, stream in (("StdOutTail", "out"), ("StdErrTail", "err")):
             text = report.get(key)
-            if text and job.state in (State.RUNNING, State.QUEUED) and job.lease == (report.get("Lease") or ""):
+            if text and job.lease == (report.get("Lease") or "") and self._still_running(job, job.host):
                 self.store.write_output(job, stream, tail_bytes(text)[-OUTPUT_TAIL:])
 
     def _ended(self, job: Job, report: Dict[str, Any], kind: str) -> Job:
@@ -1105,8 +1134,12 @@ class Queue:
         if report.get("Status") == "refused":
             reason = report.get("Comment") or "the client does not run such commands"
             refused_by = job.refused_by + [job.host]
-            return self._requeued(job, f"refused by {', '.join(refused_by)}: {reason}", refused_by=refused_by)
+            words = dict(refused_by=refused_by, run_count=job.run_count - 1)  # it was never started
+            return self._requeued(job, f"refused by {', '.join(refused_by)}: {reason}", **words)
         if report.get("Status") == "released":
+            if not job.rerunable and report.get("ExitStatus") != EXIT_NOT_STARTED:
+                words = f"{job.host} ended it when it was stopped itself, and the job must not run twice"
+                return self._lost(job, words)
             return self._requeued(job, report.get("Comment") or f"given back by {job.host}")
         exit_status = report.get("ExitStatus")
         if exit_status is None:
@@ -1154,7 +1187,7 @@ class Queue:
         with self.lock:
             for job in {job.id: job for job in map(self._find, names)}.values():
                 if job.state is State.RUNNING:
-                    changes.append((job, job.but(signal="delete", comment=self._delete_words(job))))
+                    changes.append((job, self._moved(job, "delete", signal="delete", comment=self._delete_words(job))))
                 else:
                     over = dict(status="deleted", end_time=moment, comment="deleted before it ran")
                     changes.append((job, self._moved(job, "delete", **over)))
@@ -1184,6 +1217,8 @@ class Queue:
                 if job.state is State.WAITING and (job.start_after or 0) <= moment:
                     changes.append((job, self._moved(job, "ready", comment="")))
                 elif job.state is State.RUNNING and job.expiry is not None:
+                    if self._is_being_named(job):
+                        job = self._put(job, job.but(expiry=self._renewed(moment)))
                     if job.expiry > moment:  # renewed since the alarm was set
                         heapq.heappush(self.alarms, (job.expiry, job_id))
                     else:
@@ -1196,6 +1231,12 @@ class Queue:
         for _, job in changes:
             self._tell_watchers(job)
 
+    def _is_being_named(self, job: Job) -> bool:
+        """True while a request is held open that names the job's lease."""
+        return bool(job.lease) and any(
+            node.polls and node.named.get(job.id) == job.lease for node in self.nodes.values() if node.host == job.host
+        )
+
     def _expired(self, job: Job) -> Job:
         """A running job whose lease is over: nobody has reported it."""
         log.warning("job.expired job=%s host=%s run=%d", job, job.host, job.run_count)
@@ -1203,10 +1244,12 @@ class Queue:
             over = dict(status="deleted", comment=f"deleted; {job.host} has not reported its end", signal="")
             return self._moved(job, "end", end_time=self.clock(), **over)
         if not job.rerunable:
-            words = f"{job.host} was not heard of until the lease ended, and the job must not run twice"
-            return self._moved(job, "lose", end_time=self.clock(), status="lost", exit_status=EXIT_LOST, comment=words)
+            return self._lost(job, f"{job.host} was not heard of until the lease ended, and the job must not run twice")
         words = f"{job.host} was not heard of until the lease ended: queued again"
         return self._requeued(job, words, lease=job.lease)
+
+    def _lost(self, job: Job, comment: str) -> Job:
+        return self._moved(job, "lose", end_time=self.clock(), status="lost", exit_status=EXIT_LOST, comment=comment)
 
     def _watch_node(self, node: Node, moment: float) -> None:
         silent = not node.polls and moment - node.last_seen > self.node_timeout
@@ -1345,15 +1388,16 @@ class Queue:
                 self._put(new, old)
             self._wake([old for old, _ in changes if old and old.state is State.QUEUED])
 
-    def _put(self, old: Optional[Job], new: Optional[Job]) -> None:
-        """Replaces a job (None: there was none, there is none) and everything that follows from it: the only place."""
+    def _put(self, old: Optional[Job], new: Optional[Job]) -> Any:
+        """Replaces a job (None: there was none, there is none) and everything that follows from it: the only place.
+        Returns the new one."""
         if old:
             self._uncount(old)
         if new is None:
             if old:
                 del self.jobs[old.id]
                 self.numbers.pop(_short(old.number, old.index), None)
-            return
+            return None
         self.jobs[new.id] = new
         self.numbers[_short(new.number, new.index)] = new.id
         self.counts[new.state] += 1
@@ -1372,6 +1416,7 @@ class Queue:
             self.statuses[new.status] = self.statuses.get(new.status, 0) + 1
             if old is not None:
                 self._count_end()
+        return new
 
     def _uncount(self, old: Job) -> None:
         self.counts[old.state] -= 1
@@ -2187,26 +2232,25 @@ def _taken(error: OSError) -> bool:
 
 
 def tune() -> None:
-    """Sets the interpreter up for a server with many threads and a million objects that stay."""
+    """Sets the process up for a server with many threads, before there are any."""
     if hasattr(os, "sched_setaffinity"):
         # Threads that run on several cores fight for the interpreter's lock: held to one they answer twice as much.
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     sys.setswitchinterval(0.001)  # or a request waits 5 ms for each turn while the snapshot is being made
     # JSON nested as deeply as Python lets it be needs 2 MB of stack; what is not touched takes no memory.
     threading.stack_size(8 << 20)
+
+
+def serve(options: argparse.Namespace) -> None:
+    tune()
+    queue = Queue(Store(options.db), now, options.node_timeout, options.requeue_after)
+    server = listen(options.bind, options.port, queue, options.max_body)
+    gc.disable()  # nothing that is loaded is garbage
+    queue.load()
     # Jobs refer to nothing that refers back, and a full collection stops everything for a second a million of them.
     gc.freeze()
     gc.set_threshold(10000, 50, 1 << 30)
     gc.enable()
-
-
-def serve(options: argparse.Namespace) -> None:
-    gc.disable()  # nothing that is loaded is garbage; see `tune`
-    store = Store(options.db)
-    queue = Queue(store, now, options.node_timeout, options.requeue_after)
-    queue.load()
-    tune()
-    server = listen(options.bind, options.port, queue, options.max_body)
     for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda *_: server.stop.set())
@@ -2215,7 +2259,7 @@ def serve(options: argparse.Namespace) -> None:
     threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
     host = "localhost" if options.bind in ("", "::", "0.0.0.0") else options.bind
     url = f"http://{f'[{host}]' if ':' in host else host}:{server.server_address[1]}"
-    print(f"jobrunner {VERSION} serves {store.path} ({len(queue.jobs)} jobs) at {url}", flush=True)
+    print(f"jobrunner {VERSION} serves {queue.store.path} ({len(queue.jobs)} jobs) at {url}", flush=True)
     snapshots: Optional[threading.Thread] = None
     while not server.stop.wait(1):
         try:

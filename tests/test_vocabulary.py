@@ -30,8 +30,8 @@ LEADS_TO = {
     "Q": {"lease": "R", "hold": "H", "wait": "W", "delete": "F"},
     "H": {"release": "Q", "delete": "F"},
     "W": {"ready": "Q", "hold": "H", "delete": "F"},
-    "R": {"end": "F", "lose": "F", "requeue": "Q"},
-    "F": {"rerun": "Q"},
+    "R": {"end": "F", "lose": "F", "requeue": "Q", "delete": "R"},
+    "F": {"rerun": "Q", "recover": "R"},
 }
 WORDS = {"Q": "queued", "H": "held", "W": "waiting", "R": "running", "F": "finished"}
 EVERY_EVENT = sorted({event for events in LEADS_TO.values() for event in events})
