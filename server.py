@@ -1097,7 +1097,7 @@ class Queue:
         since; None if it is over, or was never begun."""
         if job.state is State.QUEUED and job.lease:
             return self._moved(job, "lease", host=host, comment="")
-        if job.state is State.FINISHED and job.status == "lost":
+        if job.status == "lost" and (job.end_time or 0) >= (job.expiry or 0):  # by its lease's end, not by its client's word
             return self._moved(job, "recover", status="", exit_status=None, end_time=None, comment="")
         return job if job.state is State.RUNNING else None
 
