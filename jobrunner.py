@@ -239,10 +239,9 @@ def _format_second(second: int) -> str:
     return (_EPOCH + timedelta(seconds=second)).strftime("%Y-%m-%dT%H:%M:%S").rjust(19, "0")
 
 
+@lru_cache(maxsize=4096)  # jobs that came together have the same time, and a start reads a million
 def parse_time(text: str) -> float:
     """Seconds since 1970 of an RFC 3339 time: any number of fraction digits, `Z` or an offset; raises BadRequest."""
-    if len(text) == 27 and text[19] == "." and text[26] == "Z" and text[20:26].isdigit() and text.isascii():
-        return round(_parse_second(text[:19]) + int(text[20:26]) / 1000000, 6)  # as we write it: a million to read at a start
     found = _RFC3339.match(text)
     if not found:
         raise BadRequest(f"{text!r} is not a time: write it as 2026-11-23T17:27:00Z")
@@ -256,11 +255,6 @@ def parse_time(text: str) -> float:
     if abs(offset) >= 86400 or not _FIRST_MOMENT <= moment < _LAST_MOMENT:
         raise BadRequest(f"{text!r} is not a time: its offset, or the year in UTC, cannot be")
     return moment
-
-
-@lru_cache(maxsize=1024)
-def _parse_second(text: str) -> float:
-    return parse_time(text + "Z")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -327,9 +321,7 @@ FIELDS = tuple(
         ("max_mem", "MaxMem", "int", False),
     )
 )
-FIELD_OF_KEY = {field.key: field for field in FIELDS}
 FIELD_OF_NAME = {field.name: field for field in FIELDS}
-_FIELD_OF_LOWER_KEY = {field.key.lower(): field for field in FIELDS}
 
 
 class Job:
@@ -506,13 +498,14 @@ class Job:
             raise BadRequest(f"a job is a JSON object with Params, not {_kind(record)}")
         job = cls([])
         for key, value in record.items():
-            field = FIELD_OF_KEY.get(key) or _FIELD_OF_LOWER_KEY.get(key.lower())
-            if field is None:
+            reader = _READERS.get(key) or _READERS_BY_LOWER_KEY.get(key.lower())
+            if reader is None:
                 job.extra = {**job.extra, key: value}
-            elif value is not None and (field.submitted or not submitted):
-                name, key, kind, _ = field
-                value = _CHECKS[kind](key, value)
-                if name in _SLOT_NAMES or value != getattr(cls, name):
+                continue
+            name, key, check, default, by_submitter = reader
+            if value is not None and (by_submitter or not submitted):
+                value = check(key, value)
+                if value != default:
                     setattr(job, name, value)
         if not job.params:
             raise BadRequest('the job has no Params: give the program and its arguments, as in "Params":["hostname"]')
@@ -636,6 +629,13 @@ _CHECKS: Dict[str, Callable[[str, Any], Any]] = {
     "count": _check_range(0, 1 << 62),
     "ncpus": _check_range(1, 1 << 20),
 }
+# What from_record needs of each field, ready to hand: (name, key, check, default, submitted).  What has a slot has no
+# default here: object() equals nothing.
+_READERS = {
+    f.key: (f.name, f.key, _CHECKS[f.kind], object() if f.name in _SLOT_NAMES else getattr(Job, f.name), f.submitted)
+    for f in FIELDS
+}
+_READERS_BY_LOWER_KEY = {key.lower(): reader for key, reader in _READERS.items()}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # JSON: one way in, one way out

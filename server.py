@@ -109,6 +109,8 @@ class _Reader:
     """Walks through JSON text member by member, so that a million jobs need not all be dictionaries at once."""
 
     _blank = re.compile(r"[ \t\n\r]*").match
+    _key = re.compile(r'[ \t\n\r]*"([^"\\\x00-\x1f]*)"[ \t\n\r]*:[ \t\n\r]*').match  # without escapes, as nearly all are
+    _end = re.compile(r"[ \t\n\r]*([,}])").match
     _value = json.JSONDecoder(parse_constant=jobrunner._refuse_constant).raw_decode
 
     def __init__(self, text: str):
@@ -121,9 +123,6 @@ class _Reader:
 
     def peek(self) -> str:
         """The next character that is no blank; "" at the end."""
-        next_one = self.text[self.at : self.at + 1]
-        if next_one > " ":
-            return next_one
         self.at = self._blank(self.text, self.at).end()
         return self.text[self.at : self.at + 1]
 
@@ -133,8 +132,7 @@ class _Reader:
         self.at += 1
 
     def value(self) -> Any:
-        self.peek()
-        self.start = self.at
+        self.start = self.at = self._blank(self.text, self.at).end()
         value, self.at = self._value(self.text, self.at)
         return value
 
@@ -145,16 +143,23 @@ class _Reader:
             self.at += 1
             return
         while True:
-            self.peek()
-            start, key = self.at, self.value()
-            if not isinstance(key, str):
-                raise json.JSONDecodeError("expected a key in quotes", self.text, start)
-            self.expect(":")
-            yield key
-            if self.peek() == "}":
-                self.at += 1
+            simple = self._key(self.text, self.at)
+            if simple:
+                self.at = simple.end()
+                yield simple.group(1)
+            else:
+                key = self.value()
+                if not isinstance(key, str):
+                    raise json.JSONDecodeError("expected a key in quotes", self.text, self.start)
+                self.expect(":")
+                yield key
+            end = self._end(self.text, self.at)
+            if not end:
+                self.expect(",")  # which it is not: says where
                 return
-            self.expect(",")
+            self.at = end.end()
+            if end.group(1) == "}":
+                return
 
 
 def read_database(reader: _Reader) -> Iterator[Tuple[str, Any]]:
