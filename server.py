@@ -843,7 +843,8 @@ class Queue:
 
     def add(self, records: List[Any]) -> Tuple[List[Job], Optional[Batch]]:
         """Queues jobs, all or none, in the order given; raises BadRequest."""
-        jobs = [self._submitted(record, place, len(records)) for place, record in enumerate(records)]
+        moment = self.clock()
+        jobs = [self._submitted(record, moment, place, len(records)) for place, record in enumerate(records)]
         with self.lock:
             number = self.next_number
             self.next_number += len(jobs)
@@ -855,7 +856,7 @@ class Queue:
             self._wake(jobs)
         return jobs, batch
 
-    def _submitted(self, record: Any, place: int, of: int) -> Job:
+    def _submitted(self, record: Any, moment: float, place: int, of: int) -> Job:
         """A new job as its submitter described it."""
         try:
             job = Job.from_record(record, submitted=True)
@@ -866,7 +867,7 @@ class Queue:
             if of == 1:
                 raise
             raise BadRequest(f"job {place + 1} of {of}: {error}; none was added") from None
-        job.id, job.submit_time = _new_id(), self.clock()
+        job.id, job.submit_time = _new_id(), moment
         if job.hold:
             return self._moved(job, "hold", comment="held by its submitter")
         if job.start_after is not None and job.start_after > job.submit_time:
