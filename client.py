@@ -79,7 +79,6 @@ KILL_AGAIN = 5  # s after which a kill that did not help is tried again
 ORPHAN_POLL = 2.0  # s between looks at the process of a job whose keeper is gone
 ADOPTED_POLL = 0.25  # s between looks at the folder of a job that another client's keeper has
 REPORTS_AT_ONCE = 200
-REPORT_DELAY = 0.05  # s a report waits at most for a request that could take it along
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What ps and tasklist print
@@ -833,12 +832,15 @@ class Agent:
 
     def __init__(self, options: argparse.Namespace, api: ServerApi, spool: Spool, tools: Any, log: Any):
         self.options, self.api, self.spool, self.tools, self.log = options, api, spool, tools, log
-        self.lock = threading.Condition()
+        self.lock = threading.RLock()
+        # who is to look again: waking all for each piece of news costs more than a short job
+        self.poll_news, self.report_news, self.main_news = (threading.Condition(self.lock) for _ in range(3))
         self.clock = time.monotonic
         self.runs: Dict[str, Run] = {}  # by folder
         self.outbox: "collections.OrderedDict[str, Dict[str, Any]]" = collections.OrderedDict()  # reports by folder
         self.under_way: Dict[str, bool] = {}  # those of them that a thread is delivering
         self.carries_reports = True  # the server takes reports along with a request
+        self.one_by_one = False  # one of them was refused: the reporter finds out which
         self.usage_box: List[Tuple[Run, Dict[str, Any]]] = []
         self.keeper: Optional[subprocess.Popen] = None
         self.keeper_name = ""
@@ -849,7 +851,6 @@ class Agent:
         self.poll_at: Optional[float] = 0.0  # monotonic: when to send a request; None: one is open that will do
         self.polls = 0  # requests sent so far: they are numbered
         self.open_polls: List[int] = []  # those that have no answer yet
-        self.polled_at = -1.0  # monotonic: when the latest was sent
         self.stopping = False
         self.done = False  # --until-empty found nothing more
         self.sampled_at = self.clock()
@@ -874,7 +875,7 @@ class Agent:
             threading.Thread(target=self._guarded, args=(target,), daemon=True).start()
         while not self.stopping and not self.done:
             with self.lock:
-                self.lock.wait(self._until_next())
+                self.main_news.wait(self._until_next())
             self._watch()
         if self.stopping:
             self._stop()
@@ -925,12 +926,12 @@ class Agent:
         while True:
             with self.lock:
                 while self.poll_at is None or self.poll_at > self.clock():
-                    self.lock.wait(None if self.poll_at is None else max(0.0, self.poll_at - self.clock()))
+                    self.poll_news.wait(None if self.poll_at is None else max(0.0, self.poll_at - self.clock()))
                 wish, batch = self._wish()
             try:
                 reply = self._wire().request(wish, [report for _, report in batch])
             except (ServerAway, ServerRefused) as error:
-                self._undelivered(batch)
+                self._undelivered(batch, error)
                 self._server_away(error, wish["Poll"])
                 continue
             self.away.reset()
@@ -941,7 +942,7 @@ class Agent:
                 self._obey(entry, wish["Running"])
             if reply.reported:
                 self._acknowledged(batch)
-            elif batch:
+            elif batch:  # a server that takes them at their own URLs only
                 self.carries_reports = False
                 self._undelivered(batch)
 
@@ -953,7 +954,7 @@ class Agent:
         if self.options.until_empty:
             wish["Wait"] = 0.25 if wish["Running"] else 0
         self.open_polls.append(self.polls)
-        self.poll_at, self.polled_at = None, self.clock()
+        self.poll_at = None
         return wish, self._take_reports() if self.carries_reports else []
 
     def _polled(self, wish: Dict[str, Any], got_some: bool) -> None:
@@ -968,7 +969,9 @@ class Agent:
                     pause = ORIGINAL_POLL
                 at = self.clock() + pause
                 self.poll_at = at if self.poll_at is None else min(at, self.poll_at)
-            self.lock.notify_all()
+            self.poll_news.notify()
+            if self.done:
+                self.main_news.notify()
 
     def _free_slots(self) -> int:
         if self.stopping:
@@ -979,7 +982,7 @@ class Agent:
         """Polls at once with the news, which sends an open request home; the caller holds the lock."""
         if self.away_until <= self.clock():
             self.poll_at = self.clock()
-            self.lock.notify_all()
+            self.poll_news.notify()
 
     def _running(self) -> List[Dict[str, str]]:
         """Every lease this client holds: what runs here, and what is over but not yet acknowledged."""
@@ -996,7 +999,7 @@ class Agent:
         with self.connecting:
             if self.wire is None:
                 wire = connect(self.api, self.options.hostname, self.node)
-                self.wire, self.carries_reports = wire, not wire.one_at_a_time
+                self.wire, self.carries_reports = wire, not wire.one_at_a_time and not self.one_by_one
                 original = " (the original's: one job at a time, no signals)" if wire.one_at_a_time else ""
                 self.log.info("server.%s url=%s%s", "back" if self.away.failures else "found", self.api.url, original)
             return self.wire
@@ -1007,7 +1010,7 @@ class Agent:
             self.away_until = self.clock() + pause
             self.open_polls.remove(poll)
             self.poll_at, self.wire = self.away_until, None
-            self.lock.notify_all()
+            self.poll_news.notify()
         self.log.warning("server.away error=%r again_in=%.1f running=%d", str(error), pause, len(self.runs))
 
     def _obey(self, entry: Dict[str, str], named: List[Dict[str, str]]) -> None:
@@ -1043,7 +1046,8 @@ class Agent:
                 os.write(self.keeper.stdin.fileno(), order) if len(order) < 4096 else self._write_all(order)
             except OSError:
                 pass  # the keeper is gone: _keeper_loop finds that out, and starts it again with a new one
-            self.lock.notify_all()
+            if run.deadline - run.began < 2:
+                self.main_news.notify()  # it looks every second by itself
         self.log.debug("job.start job=%s params=%r", job, job.params)
 
     def _write_all(self, data: bytes) -> None:
@@ -1087,7 +1091,6 @@ class Agent:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                bufsize=0,
                 **self.tools.popen,
             )
         except OSError as error:
@@ -1138,7 +1141,8 @@ class Agent:
             self.runs.pop(folder, None)
             self.outbox[folder] = report
             self._slot_freed()
-            self.lock.notify_all()
+            if not self.carries_reports:
+                self.report_news.notify()
         self.log.debug("job.over job=%s status=%s exit=%s", run.job, report["Status"], report["ExitStatus"])
 
     # -- clocks and limits: the main thread
@@ -1194,7 +1198,7 @@ class Agent:
                 run.usage_at, run.usage_cpu = clock, run.usage.cpu
                 with self.lock:
                     self.usage_box = self.usage_box[-1000:] + [(run, sample)]
-                    self.lock.notify_all()
+                    self.report_news.notify()
 
     def _end(self, run: Run, status: str) -> None:
         """Begins to end a run: asks it politely now, kills it after --kill-delay."""
@@ -1299,37 +1303,32 @@ class Agent:
     # -- reporting
 
     def _report_loop(self) -> None:
-        """Delivers what no request takes along."""
+        """Sends usage samples, and the reports that requests do not take along."""
         backoff = Backoff()
         while True:
             with self.lock:
-                while not self.usage_box:
-                    if len(self.outbox) == len(self.under_way):
-                        self.lock.wait()
-                    elif self._request_imminent():
-                        self.lock.wait(REPORT_DELAY)
-                    else:
-                        break
-                batch = self._take_reports()
+                while not self.usage_box and (self.carries_reports or len(self.outbox) == len(self.under_way)):
+                    self.report_news.wait()
+                batch = [] if self.carries_reports else self._take_reports()
                 samples, self.usage_box = self.usage_box, []
             try:
                 self._deliver(batch)
                 for run, sample in samples:
                     self._wire().usage(run, sample)
                 backoff.reset()
+                self._all_delivered()
             except (ServerAway, ServerRefused) as error:
                 self._undelivered(batch)
                 pause = backoff.next()
                 self.log.warning("report.kept error=%r again_in=%.1f waiting=%d", str(error), pause, len(self.outbox))
                 time.sleep(pause)
 
-    def _request_imminent(self) -> bool:
-        """True if a poller is about to send a request, at once or after the one just sent, which takes the reports along:
-        half the calls, half the syncs."""
-        if not self.carries_reports:
-            return False
-        clock = self.clock()
-        return clock - self.polled_at < REPORT_DELAY if self.poll_at is None else self.poll_at <= clock
+    def _all_delivered(self) -> None:
+        """Requests may take reports along again once what had to be sent one by one has been."""
+        with self.lock:
+            if self.one_by_one and not self.outbox:
+                self.one_by_one = False
+                self.carries_reports = bool(self.wire) and not self.wire.one_at_a_time
 
     def _take_reports(self) -> List[Tuple[str, Dict[str, Any]]]:
         """The reports that nobody is delivering yet, oldest first; the caller holds the lock and must deliver them."""
@@ -1338,11 +1337,14 @@ class Agent:
         self.under_way.update((folder, True) for folder, _ in batch)
         return batch
 
-    def _undelivered(self, batch: List[Tuple[str, Dict[str, Any]]]) -> None:
+    def _undelivered(self, batch: List[Tuple[str, Dict[str, Any]]], error: Optional[JobrunnerError] = None) -> None:
+        """Reports that must be sent again; if it was they that were refused, one by one."""
         with self.lock:
             for folder, _ in batch:
                 self.under_way.pop(folder, None)
-            self.lock.notify_all()
+            if batch and isinstance(error, ServerRefused) and error.status == 400:
+                self.one_by_one, self.carries_reports = True, False
+            self.report_news.notify()
 
     def _deliver(self, batch: List[Tuple[str, Dict[str, Any]]]) -> None:
         """Sends reports until they are acknowledged; raises ServerAway, or ServerRefused for what may pass."""
@@ -1365,17 +1367,18 @@ class Agent:
     def _acknowledged(self, batch: List[Tuple[str, Dict[str, Any]]], keep_folder: bool = False) -> None:
         for folder, _ in batch:
             try:
-                if keep_folder and os.path.isdir(folder):
+                if keep_folder:
                     note(folder, {"Refused": True})
-                elif os.path.isdir(folder):
+                else:
                     self.spool.remove(folder)
+            except FileNotFoundError:
+                pass  # it was never begun, so it has none
             except OSError as error:
                 self.log.warning("spool.remove folder=%s error=%r", folder, os_words(error))
         with self.lock:
             for folder, _ in batch:
                 self.outbox.pop(folder, None)
                 self.under_way.pop(folder, None)
-            self.lock.notify_all()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

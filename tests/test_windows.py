@@ -1,0 +1,416 @@
+"""Server, client and commands as real Windows programs, in every mix with Linux ones: how jobs end, what they are given,
+limits, dead detection and usage from tasklist, restarts of both programs, refusals, the example file.
+
+Windows is ../shared/windows/winpy (Python 3.8 and 3.13 for Windows, under Wine); where it does not work all of this is
+skipped.  Its processes are seen in /proc with their command lines, so jobs here bear a word to be found by: process
+numbers say little, Windows gives them out again at once.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+
+import pytest
+
+from harness import PATIENCE, ROOT, Lab, until
+
+WINPY = os.path.normpath(os.path.join(ROOT, "..", "shared", "windows", "winpy"))
+LINUX = "linux"
+EXE = {LINUX: sys.executable}  # and of each Windows Python, as it calls itself
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Windows programs: starting, seeing and ending them
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def native(path, system="3.8"):
+    """A path of this machine as that system writes it."""
+    return path if system == LINUX else "Z:\\host" + path.replace("/", "\\")
+
+
+def start_of(system, program):
+    """How to start one of the three programs on that system."""
+    return [sys.executable, os.path.join(ROOT, program)] if system == LINUX else [WINPY, "-" + system, "/host" + ROOT + "/" + program]
+
+
+def command(system, folder, *words):
+    """What `jobrunner.py ...` did on that system, its outputs in bytes."""
+    line = start_of(system, "jobrunner.py") + [str(word) for word in words]
+    return subprocess.run(
+        line, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=2 * PATIENCE
+    )
+
+
+def taskkill(number, folder):
+    """Ends a Windows process the hard way: it gets to do nothing any more."""
+    code = "import subprocess, sys; sys.exit(subprocess.call(['taskkill', '/F', '/PID', sys.argv[1]]))"
+    done = subprocess.run([WINPY, "-3.8", "-c", code, str(number)], cwd=folder, stdin=subprocess.DEVNULL, timeout=PATIENCE)
+    assert done.returncode == 0
+
+
+def bearing(word):
+    """The processes, as Linux numbers them, that have this text in their command line."""
+    found = []
+    for number in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{number}/cmdline", "rb") as file:
+                if word.encode() in file.read():
+                    found.append(int(number))
+        except OSError:
+            pass  # it has ended meanwhile
+    return found
+
+
+def read(path):
+    """What is in a file, "" while there is none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+class WindowsLab(Lab):
+    """A Lab whose programs run on Windows; `python` is [WINPY, "-3.8"] or the like."""
+
+    def popen(self, program, *arguments, log=None, **kwargs):
+        return super().popen("/host" + ROOT + "/" + program, *arguments, log=log or program + ".log", **kwargs)
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            if process.poll() is None:  # a bash, which waits for the Windows process
+                with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+                    for number in file.read().split():
+                        os.kill(int(number), signal.SIGKILL)
+            process.wait()
+        super().__exit__()
+
+    def _end_jobs(self):
+        """Keepers are told the folder in their command lines; so are all jobs here that may outlive their client."""
+        for number in bearing(native(self.folder)):
+            try:
+                os.kill(number, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+
+def python_of(system):
+    """What a Lab's `python` is for that system."""
+    return EXE[LINUX] if system == LINUX else [WINPY, "-" + system]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def windows(tmp_path_factory):
+    """Windows, up for as long as these tests take: it goes down when its last program ends, and booting costs a second."""
+    if sys.platform != "linux" or not os.path.exists(WINPY):
+        pytest.skip(f"no Windows Python here: there is no {WINPY}")
+    folder = tmp_path_factory.mktemp("boot")
+    code = "import sys; print(sys.executable, flush=True); sys.stdin.read()"
+    booted = []
+    try:
+        for version in ("3.8", "3.13"):
+            path = folder / version  # a file, not a pipe: Windows' services keep open what they were started with
+            with open(path, "wb") as out:
+                line = [WINPY, "-" + version, "-c", code]
+                process = subprocess.Popen(line, cwd=folder, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT)
+            booted.append(process)
+            until(lambda: b"\n" in path.read_bytes() or process.poll() is not None, f"{line}", 60)  # noqa: B023
+            said = path.read_text(errors="replace").strip()
+            if not said.lower().endswith("python.exe"):
+                pytest.skip(f"no Windows Python {version} here: `winpy -{version}` said {said[-200:]!r}; run its setup")
+            EXE[version] = said
+        yield
+    finally:
+        for process in booted:
+            process.stdin.close()
+            process.wait(PATIENCE)
+
+
+@pytest.fixture
+def windows_lab(tmp_path):
+    with WindowsLab(str(tmp_path)) as lab:
+        yield lab
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Dead detection and usage: begun first, since it takes its time, and looked at last
+# ---------------------------------------------------------------------------------------------------------------------
+
+MIB = 1 << 20
+WORK = """if True:
+    import os, sys, time
+    block = bytearray(os.urandom(1 << 20)) * 64
+    begun = time.process_time()
+    while time.process_time() < begun + float(sys.argv[1]): pass
+    time.sleep(float(sys.argv[2]))"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def watched(windows, tmp_path_factory):
+    """(server, {name: number}): jobs of two clients that end what sleeps for 6 s, told by an English and a German tasklist."""
+    linux, folder = str(tmp_path_factory.mktemp("watch")), str(tmp_path_factory.mktemp("watched"))
+    flags = ("--dead-after", "0.1", "--usage-interval", "1", "--kill-delay", "0.5")
+    with Lab(linux) as lab, WindowsLab(folder) as desktops:
+        server = lab.server()
+        jobs = {}
+        for language, version, names in (("en", "3.8", ["stops"]), ("de", "3.13", ["works", "stops"])):
+            env = {**os.environ, "TASKLIST_LOCALE": language}
+            own = ("--hostname", language, "--spool", language)
+            desktops.client(server, *flags, *own, python=python_of(version), env=env, log=language + ".log")
+            for name in names:
+                seconds = {"stops": ["1", "600"], "works": ["10", "0"]}[name]
+                params = [EXE[version], "-S", "-E", "-c", WORK, *seconds, native(folder)]
+                jobs[f"{name} {language}"] = {"Params": params, "Requires": ["host=" + language]}
+        yield server, dict(zip(jobs, server.add(*jobs.values())))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One server and one client, in every mix
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Room:
+    """A server on one system, a client on another, and a desk where commands are typed, always on Windows."""
+
+    def __init__(self, server_lab, server_on, client_lab, client_on):
+        self.lab, self.system, self.desk = client_lab, client_on, "3.8" if client_on == LINUX else client_on
+        self.server = server_lab.server(python=python_of(server_on))
+        flags = ("--hostname", "room", "--kill-delay", "1")
+        self.client = client_lab.client(self.server, *flags, max_jobs=4, python=python_of(client_on))
+        self.python = [EXE[client_on], "-S", "-E"]
+
+    def command(self, *words, system=None):
+        words = (words[0], "--server", self.server.url, *words[1:])
+        return command(system or self.desk, self.lab.folder, *words)
+
+    def run(self, *jobs):
+        """The finished records of jobs that run at the same time."""
+        return [self.server.over(number) for number in self.server.add(*jobs)]
+
+
+@pytest.fixture(scope="module", params=[(LINUX, "3.8"), ("3.13", LINUX), ("3.8", "3.13")], ids="server {0[0]}, client {0[1]}".format)
+def room(request, tmp_path_factory):
+    server_on, client_on = request.param
+    folders = {"Linux": str(tmp_path_factory.mktemp("linux")), "Windows": str(tmp_path_factory.mktemp("windows"))}
+    with Lab(folders["Linux"]) as linux, WindowsLab(folders["Windows"]) as windows:
+        labs = [linux if system == LINUX else windows for system in request.param]
+        yield Room(labs[0], server_on, labs[1], client_on)
+
+
+def test_jobs_end_with_their_true_exit_status_on_windows_32_bits_of_it(room):
+    python, bat = room.python, room.lab.write("three.bat", "@echo off\r\necho got %1 %2\r\nexit /b 3\r\n")
+    wanted = [([*python, "-c", f"raise SystemExit({code})"], code) for code in (0, 7, 255)]
+    if room.system == LINUX:
+        wanted.append(([*python, "-c", "import os; os.kill(os.getpid(), 9)"], 256 + 9))
+    else:
+        end = "import ctypes; ctypes.windll.kernel32.ExitProcess(%d)"
+        wanted += [([*python, "-c", end % code], code) for code in (256, 0xC0000005, 0xFFFFFFFF)]
+        wanted.append(([native(bat), "plain", "two words"], 3))
+    jobs = room.run(*[params for params, _ in wanted])
+    assert [job["ExitStatus"] for job in jobs] == [code for _, code in wanted]
+    assert [job["Status"] for job in jobs] == ["failed" if code else "finished" for _, code in wanted]
+    assert {(job["Host"], job["RunCount"]) for job in jobs} == {("room", 1)}
+    if room.system != LINUX:
+        assert room.command("qcat", jobs[-1]["Number"]).stdout == b'got plain "two words"\r\n'
+
+
+def test_what_cannot_be_started_has_failed_with_minus_8_and_a_comment_that_says_why(room):
+    bat = native(room.lab.write("echoes.bat", "@echo %*>ran\r\n"), room.system)
+    wanted = [({"Params": ["no-such-program", "x"]}, ["no-such-program"])]
+    nowhere = native(room.lab.path("no such folder"), room.system)
+    wanted.append(({"Params": [*room.python, "-c", "1"], "WorkDir": nowhere}, ["cannot start "]))
+    if room.system != LINUX:
+        wanted += [({"Params": [bat, word]}, ["batch file", repr(word), "cmd.exe"]) for word in ("a&b", "%PATH%", 'a"b')]
+        wanted.append(({"Params": ["echoes", "x|y"]}, ["batch file", "'x|y'"]))  # here, by an extension it may leave out
+    for job, (_, words) in zip(room.run(*[record for record, _ in wanted]), wanted):
+        assert (job["Status"], job["ExitStatus"]) == ("failed", -8), job
+        assert all(word in job["Comment"] for word in words) and len(job["Comment"].splitlines()) == 1, job["Comment"]
+    assert not os.path.exists(room.lab.path("ran"))
+
+
+WORDS = [
+    "", "two words", "  ", "'", '"', '\\"', '"a b"', "C:\\dir\\", "C:\\with blank\\", "\\\\host\\share", "a\\\\\"b", "a&b",
+    "a|b", "%PATH%", "!x!", "^", "<x>", "$HOME", "*", "?", "/c", "--", "line\nline\r\n", "\t", "é ü ß", "日本語", "😀",
+    "x" * 10_000, "\\",
+]  # fmt: skip
+GIVEN = """if True:
+    import json, os, sys
+    print(json.dumps([sys.argv[1:], os.getcwd(), os.environ["A b"], "PATH" in os.environ, sys.stdin.read()]))"""
+BYTES = b"line\r\nline\n\r\xff\x00\x1a\xe2\x82" * 6000  # more than the 64 KiB that are kept; 0x1a ends a text on Windows
+PRINT = "import sys; data = bytes.fromhex(sys.argv[1]) * 6000; sys.stdout.buffer.write(data); sys.stderr.buffer.write(data[:9])"
+
+
+def test_params_env_and_workdir_come_to_a_job_to_the_letter_and_its_output_back_byte_for_byte(room):
+    os.mkdir(room.lab.path("work dir é日"))
+    workdir = native(room.lab.path("work dir é日"), room.system)
+    given = {"Params": [*room.python, "-c", GIVEN, *WORDS], "WorkDir": workdir, "Env": {"A b": "c  %PATH% é日"}}
+    printer = {"Params": [*room.python, "-c", PRINT, BYTES[: len(BYTES) // 6000].hex()]}
+    job, printed = room.run(given, printer)
+    assert (job["Status"], printed["Status"]) == ("finished", "finished"), (job, printed)
+    answer = json.loads(room.command("qcat", job["Number"], system=LINUX).stdout)
+    assert answer == [WORDS, workdir, "c  %PATH% é日", True, ""]
+    for system in (LINUX, room.desk):
+        assert room.command("qcat", printed["Number"], system=system).stdout == BYTES[-64 * 1024 :]
+    assert room.command("qcat", "-e", printed["Number"]).stdout == BYTES[:9]
+
+
+def test_qsub_typed_on_windows_gives_words_to_the_letter_waits_and_exits_with_the_jobs_status(room):
+    words = [word for word in WORDS if len(word) < 100]
+    code = "import json, sys; print(json.dumps(sys.argv[1:])); sys.exit(7)"
+    done = room.command("qsub", "-N", "ä 日本", "-W", "block=true", "--", *room.python, "-c", code, *words)
+    assert done.returncode == 7, done
+    number = done.stdout.decode().strip()
+    assert json.loads(room.command("qcat", number).stdout) == words
+    listed = json.loads(room.command("qstat", "-F", "json", number).stdout)["Jobs"][number]
+    assert (listed["Job_Name"], listed["Exit_status"], listed["exec_host"]) == ("ä 日本", 7, "room")
+    table = room.command("qstat", "-x")
+    assert table.returncode == 0 and number.encode() in table.stdout
+
+
+TREE = """if True:
+    import signal, subprocess, sys, time
+    if sys.argv[1] != "0":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    open(sys.argv[2], "a").write("x")
+    if sys.argv[1] > "1":
+        subprocess.Popen([sys.executable, sys.argv[0], str(int(sys.argv[1]) - 1)] + sys.argv[2:])
+    time.sleep(600)"""
+
+
+def test_past_its_walltime_or_deleted_a_job_is_gone_and_so_is_all_it_started(room):
+    words = {name: uuid.uuid4().hex for name in ("timeout", "deleted")}
+    script, folder = (native(path, room.system) for path in (room.lab.write("tree.py", TREE), room.lab.folder))
+
+    def job(name, depth):
+        return {"Params": [*room.python, script, depth, words[name], folder], "Name": name}
+
+    timeout, deleted = room.server.add({**job("timeout", "3"), "Runtime": 3}, job("deleted", "0"))
+    until(lambda: read(room.lab.path(words["deleted"])), "the job to run")
+    assert len(bearing(words["deleted"])) == 1
+    assert room.command("qdel", deleted).returncode == 0
+    end = room.server.over(deleted)
+    assert (end["Status"], end["ExitStatus"]) == ("deleted", 256 + 15 if room.system == LINUX else 256 + 9)
+    end = room.server.over(timeout)
+    assert (end["Status"], end["ExitStatus"]) == ("timeout", -11)
+    assert read(room.lab.path(words["timeout"])) == "xxx"  # a job, its child and its grandchild were there
+    until(lambda: not any(map(bearing, words.values())), "what the jobs started to be gone")
+
+
+def test_a_second_client_on_the_same_spool_is_refused_with_one_line(room):
+    room.run([*room.python, "-c", "1"])  # by now the first one has its spool
+    second = room.lab.client(room.server, log="second.log", python=python_of(room.system))
+    assert second.wait(PATIENCE) == 1
+    (line,) = room.lab.log("second.log").splitlines()
+    owner = read(room.lab.path("jobrunner-spool", "lock")).strip()
+    assert line.startswith("client.py: ") and "in use" in line and f"process {owner}" in line
+    assert [job["Status"] for job in room.run([*room.python, "-c", "1"])] == ["finished"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Restarts, stops and refusals of Windows programs
+# ---------------------------------------------------------------------------------------------------------------------
+
+STEP = """if True:
+    import os, sys, time
+    open("runs", "a").write(sys.argv[1] + "\\n")
+    while not os.path.exists(sys.argv[1]): time.sleep(0.05)
+    sys.exit(int(sys.argv[2], 0))"""
+
+
+def test_a_windows_client_killed_stopped_and_upgraded_reports_how_each_of_its_jobs_ended(lab, tmp_path_factory):
+    server = lab.server()
+    with WindowsLab(str(tmp_path_factory.mktemp("desktop"))) as desktop:
+        spool, runs = desktop.path("jobrunner-spool"), desktop.path("runs")
+        python, mark = [EXE["3.8"], "-S", "-E", "-c"], native(desktop.folder)
+        client = desktop.client(server, max_jobs=4, python=python_of("3.8"))
+        names = ("one", "two", "three")
+        numbers = server.add(*[[*python, STEP, name, code, mark] for name, code in zip(names, ("3", "0xC0000005", "0"))])
+        (limited,) = server.add({"Params": [*python, STEP, "never", "0", mark, "limited"], "Runtime": 4})
+        until(lambda: len(read(runs).split()) == 4, "four jobs to run")
+        taskkill(int(read(os.path.join(spool, "lock"))), desktop.folder)
+        assert client.wait(PATIENCE) != 0
+
+        desktop.write("one", "")  # ends while there is no client
+        logs = lambda: [read(os.path.join(spool, "jobs", name, "log")) for name in os.listdir(os.path.join(spool, "jobs"))]  # noqa: E731
+        until(lambda: any('"ExitStatus": 3' in text for text in logs()), "the keeper to note its end")
+        client = desktop.client(
+            server, "--until-eof", "--kill-delay", "1", max_jobs=4, python=python_of("3.13"), stdin=subprocess.PIPE, log="eof.log"
+        )
+        assert server.over(numbers[0])["ExitStatus"] == 3
+        desktop.write("two", "")  # ends under another client than it was started by
+        assert server.over(numbers[1])["ExitStatus"] == 0xC0000005
+        late = server.over(limited)
+        assert (late["Status"], late["ExitStatus"]) == ("timeout", -11)
+        until(lambda: not bearing("limited"), "the late one to be gone")
+
+        client.stdin.close()
+        assert client.wait(PATIENCE) == 0
+        assert f"job {numbers[2]} goes on" in desktop.log("eof.log")
+        desktop.client(server, python=python_of("3.8"))
+        desktop.write("three", "")
+        assert [server.over(number)["Status"] for number in numbers] == ["failed", "failed", "finished"]
+        assert [server.job(number)["RunCount"] for number in numbers] == [1, 1, 1]
+        assert sorted(read(runs).split()) == ["never", "one", "three", "two"]  # each was run once
+        until(lambda: not os.listdir(os.path.join(spool, "jobs")), "the folders to go")
+
+
+def test_a_windows_server_keeps_its_database_to_itself_loses_nothing_when_killed_and_leaves_it_whole(windows_lab, lab):
+    server = windows_lab.server(python=python_of("3.8"))
+    numbers = server.add({"Params": ["ä 日本", "a&b"], "Name": "é"}, ["b"], ["c"])
+    second = windows_lab.popen("server.py", "--port", 0, "--db", "jobs.json", python=python_of("3.13"), log="second.log")
+    assert second.wait(PATIENCE) == 1
+    (line,) = windows_lab.log("second.log").splitlines()
+    owner = read(server.db + ".lock").strip()
+    assert line.startswith("server.py: ") and "in use by another server" in line and f"process {owner}" in line
+
+    taskkill(owner, windows_lab.folder)
+    assert server.process.wait(PATIENCE) != 0
+    server = windows_lab.server(python=python_of("3.13"))
+    assert server.post("/delete", {"IDs": [str(numbers[1])]})[0] == 200
+    leased = server.get("/request", hostname="pc")[1]
+    assert leased["Params"] == ["ä 日本", "a&b"]
+    before = server.get("/dump")[1]
+    assert [len(before[bucket]) for bucket in ("Available", "Leased", "Finished", "Held")] == [1, 1, 1, 0]
+
+    done = command("3.8", windows_lab.folder, "qterm", "--server", server.url)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert server.process.wait(PATIENCE) == 0
+    left = {name for name in os.listdir(windows_lab.folder) if name.startswith("jobs.json")}
+    assert left <= {"jobs.json", "jobs.json.lock"}
+    database = json.loads(read(server.db))
+    assert {bucket: set(database[bucket]) for bucket in before} == {bucket: set(before[bucket]) for bucket in before}
+    moved = lab.server("--requeue-after", "0", db=server.db)  # a Linux server takes it as it is
+    assert {bucket: list(jobs) for bucket, jobs in moved.get("/dump")[1].items()} == {b: list(j) for b, j in before.items()}
+
+
+@pytest.mark.parametrize("version", ["3.8", "3.13"])
+def test_the_example_runs_on_windows_and_every_job_finishes(tmp_path, version):
+    done = command(version, str(tmp_path), "run", native(os.path.join(ROOT, "jobs.json.example")))
+    assert done.returncode == 0, done
+    assert b"5 of 5 jobs finished" in done.stdout
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What became of the watched jobs
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("language", ["en", "de"])
+def test_a_job_that_stops_working_is_dead_told_by_a_tasklist_in_that_language(watched, language):
+    server, numbers = watched
+    job = server.over(numbers["stops " + language])
+    assert (job["Status"], job["ExitStatus"]) == ("dead", -101)
+    assert job["CpuTimeUsed"] >= 1  # it had worked before
+    assert 64 * MIB <= max(job["MemUsed"]) == job["MaxMem"] < 640 * MIB
+    assert len(job["CPUUsed"]) == len(job["MemUsed"]) and min(job["CPUUsed"]) == 0 < max(job["CPUUsed"])
+
+
+def test_a_job_that_works_longer_than_the_time_for_the_dead_goes_on(watched):
+    server, numbers = watched
+    job = server.over(numbers["works de"])
+    assert (job["Status"], job["ExitStatus"], job["RunCount"]) == ("finished", 0, 1)
+    assert job["CpuTimeUsed"] >= 5 and sum(job["CPUUsed"]) > 0
