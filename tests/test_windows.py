@@ -318,7 +318,7 @@ STEP = """if True:
     import os, sys, time
     open("runs", "a").write(sys.argv[1] + "\\n")
     while not os.path.exists(sys.argv[1]): time.sleep(0.05)
-    sys.exit(int(sys.argv[2], 0))"""
+    sys.exit(int(sys.argv[2]))"""
 
 
 def test_a_windows_client_killed_stopped_and_upgraded_reports_how_each_of_its_jobs_ended(lab, tmp_path_factory):
@@ -328,7 +328,7 @@ def test_a_windows_client_killed_stopped_and_upgraded_reports_how_each_of_its_jo
         python, mark = [EXE["3.8"], "-S", "-E", "-c"], native(desktop.folder)
         client = desktop.client(server, max_jobs=4, python=python_of("3.8"))
         names = ("one", "two", "three")
-        numbers = server.add(*[[*python, STEP, name, code, mark] for name, code in zip(names, ("3", "0xC0000005", "0"))])
+        numbers = server.add(*[[*python, STEP, name, code, mark] for name, code in zip(names, ("3", "-1073741819", "0"))])
         (limited,) = server.add({"Params": [*python, STEP, "never", "0", mark, "limited"], "Runtime": 4})
         until(lambda: len(read(runs).split()) == 4, "four jobs to run")
         taskkill(int(read(os.path.join(spool, "lock"))), desktop.folder)
@@ -412,5 +412,5 @@ def test_a_job_that_stops_working_is_dead_told_by_a_tasklist_in_that_language(wa
 def test_a_job_that_works_longer_than_the_time_for_the_dead_goes_on(watched):
     server, numbers = watched
     job = server.over(numbers["works de"])
-    assert (job["Status"], job["ExitStatus"], job["RunCount"]) == ("finished", 0, 1)
+    assert (job["Status"], job["ExitStatus"], job["RunCount"]) == ("finished", 0, 1), job
     assert job["CpuTimeUsed"] >= 5 and sum(job["CPUUsed"]) > 0
