@@ -32,6 +32,7 @@ import argparse
 import collections
 import contextlib
 import csv
+import itertools
 import json
 import os
 import random
@@ -107,7 +108,8 @@ class Process(NamedTuple):
 PS = ["ps", "S", "-A"]
 PS_COLUMNS = ("pid", "ppid", "pgid", "bsdtime", "rss", "stat", "lstart")
 _PS_LINE = re.compile(
-    r"\s*(\d+)\s+(\d+)\s+(\d+)\s+(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)(?:\.\d+)?\s+(\d+)\s+([A-Za-z]\S*)\s+(\S.*?)\s*\Z", re.ASCII
+    r"\s*(\d+)\s+(\d+)\s+(\d+)\s+(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)(?:\.\d+)?\s+(\d+)\s+([A-Za-z]\S*)\s+(\S.*?)\s*\Z",
+    re.ASCII,
 )
 
 
@@ -317,7 +319,9 @@ def split_words(text: str) -> List[str]:
     except ValueError as error:
         raise BadRequest(f"{text!r} is no command: {error}") from None
     if not words:
-        raise BadRequest("a prefix without a word would allow every command: leave --allow-prefix away if that is meant")
+        raise BadRequest(
+            "a prefix without a word would allow every command: leave --allow-prefix away if that is meant"
+        )
     return words
 
 
@@ -431,7 +435,7 @@ def _at_once(path: str, flags: int) -> int:
 
 
 def program(params: List[str], env: Dict[str, str]) -> List[str]:
-    """The argv to start; on Windows with the extension found, and refused (BadRequest) where cmd.exe would change it."""
+    """The argv to start; on Windows with the extension found, and BadRequest where cmd.exe would change an argument."""
     if not WINDOWS:
         return params
     found = shutil.which(params[0], path=env.get("PATH")) or params[0]
@@ -520,7 +524,9 @@ def note(folder: str, event: Dict[str, Any], sync: bool = False) -> None:
 
     One file, only ever appended to: on a busy disk making and renaming files costs more than all else a short job does.
     """
-    file = os.open(os.path.join(folder, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o600)
+    file = os.open(
+        os.path.join(folder, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o600
+    )
     try:
         os.write(file, json.dumps(event).encode() + b"\n")
         if sync:
@@ -558,10 +564,13 @@ class Spool:
             self.client = self._client_id()
         except FileLock.Busy as error:
             raise JobrunnerError(
-                f"the spool {self.path} is in use by another client ({error}): stop that one, or start with --spool another"
+                f"the spool {self.path} is in use by another client ({error}): stop that one, or start with another "
+                "--spool"
             ) from None
         except OSError as error:
-            raise JobrunnerError(f"cannot use the spool {self.path}: {os_words(error)}: choose another --spool") from None
+            raise JobrunnerError(
+                f"cannot use the spool {self.path}: {os_words(error)}: choose another --spool"
+            ) from None
 
     def _client_id(self) -> str:
         """The id in the file `client`, made on the first run."""
@@ -777,13 +786,18 @@ class OriginalWire:
     def report(self, reports: List[Dict[str, Any]]) -> None:
         for report in reports:
             if report["Status"] in ("refused", "released"):
-                continue  # it knows no such report, and /finish would lose the job: its lease will end, and it run again
+                continue  # it knows no such report, and /finish would lose the job: when its lease ends it runs again
             kind = report["Status"] if report["Status"] in ("timeout", "dead") else "finish"
             query = {"hostname": self.host, "configuration": _configuration(report["Job"])}
             self.api.call(f"/{kind}", query=query)
 
     def usage(self, run: Run, sample: Dict[str, Any]) -> None:
-        query = {"configuration": _configuration(run.job), "cpu": sample["CPU"], "mem": sample["Mem"], "hostname": self.host}
+        query = {
+            "configuration": _configuration(run.job),
+            "cpu": sample["CPU"],
+            "mem": sample["Mem"],
+            "hostname": self.host,
+        }
         self.api.call("/usage", query=query)
 
 
@@ -827,7 +841,8 @@ def connect(api: ServerApi, host: str, node: Dict[str, Any]) -> Any:
 class Agent:
     """Runs jobs for a server.  One lock for everything; nothing slow is done while it is held.
 
-    Threads: two pollers (one may be held open by the server while the other brings the news of a free slot), a reporter, one that listens to the keeper, and the main one, which watches clocks and limits.
+    Threads: two pollers (one may be held open by the server while the other brings the news of a free slot), a
+    reporter, one that listens to the keeper, and the main one, which watches clocks and limits.
     """
 
     def __init__(self, options: argparse.Namespace, api: ServerApi, spool: Spool, tools: Any, log: Any):
@@ -916,9 +931,14 @@ class Agent:
                 self._watch()
                 time.sleep(0.05)
         for run in list(self.runs.values()):
-            print(f"client.py: job {run.job} goes on (process {run.pid}): {' '.join(run.job.params)[:200]}", file=sys.stderr)
+            print(
+                f"client.py: job {run.job} goes on (process {run.pid}): {' '.join(run.job.params)[:200]}",
+                file=sys.stderr,
+            )
         if self.runs:
-            print("client.py: start the client again with the same --spool, and their ends are reported", file=sys.stderr)
+            print(
+                "client.py: start the client again with the same --spool, and their ends are reported", file=sys.stderr
+            )
 
     # -- asking for jobs
 
@@ -949,7 +969,12 @@ class Agent:
     def _wish(self) -> Tuple[Dict[str, Any], List[Tuple[str, Dict[str, Any]]]]:
         """What to ask the server for, and the reports to take along; the caller holds the lock."""
         self.polls += 1
-        wish = {"Slots": self._free_slots(), "Running": self._running(), "Poll": self.polls, "Open": list(self.open_polls)}
+        wish = {
+            "Slots": self._free_slots(),
+            "Running": self._running(),
+            "Poll": self.polls,
+            "Open": list(self.open_polls),
+        }
         wish["Wait"] = POLL_WAIT
         if self.options.until_empty:
             wish["Wait"] = 0.25 if wish["Running"] else 0
@@ -1028,7 +1053,9 @@ class Agent:
     def _start(self, job: Job) -> None:
         """Gives a job to the keeper; whatever is in the way of that is the job's end, never the client's."""
         if self.stopping:
-            return self._never_ran(job, "released", EXIT_NOT_STARTED, f"given back: the client on {self.options.hostname} was stopped")
+            return self._never_ran(
+                job, "released", EXIT_NOT_STARTED, f"given back: the client on {self.options.hostname} was stopped"
+            )
         if not allowed(job.params, self.options.allow_prefix):
             prefixes = " or ".join(repr(" ".join(prefix)) for prefix in self.options.allow_prefix)
             words = f"{self.options.hostname} runs only what starts with {prefixes}"
@@ -1036,7 +1063,9 @@ class Agent:
         try:
             folder = self.spool.make(job, self.keeper_name)
         except OSError as error:
-            return self._never_ran(job, "failed", EXIT_NOT_STARTED, f"cannot make its folder in {self.spool.path}: {os_words(error)}")
+            return self._never_ran(
+                job, "failed", EXIT_NOT_STARTED, f"cannot make its folder in {self.spool.path}: {os_words(error)}"
+            )
         run = Run(job, folder, self.clock())
         run.watch = self._dead_watch(job)
         with self.lock:
@@ -1068,7 +1097,9 @@ class Agent:
         if not self.options.dead_after:
             return None
         if not self.tools.cpu_visible(job.params):
-            self.log.warning("job.watch job=%s: a batch file's CPU time cannot be seen, so it never counts as dead", job)
+            self.log.warning(
+                "job.watch job=%s: a batch file's CPU time cannot be seen, so it never counts as dead", job
+            )
             return None
         step = self._sample_step()
         return DeadWatch(self.options.dead_after * 60, self.options.min_cpu_percent, gap=max(3 * step, step + 10))
@@ -1076,7 +1107,9 @@ class Agent:
     def _never_ran(self, job: Job, status: str, exit_status: Optional[int], comment: str) -> None:
         self.log.warning("job.%s job=%s: %s", status, job, comment)
         run = Run(job, "", self.clock())
-        self._put_in_outbox(f"{job.id}.{job.run_count}", run, {"Status": status, "ExitStatus": exit_status, "Comment": comment})
+        self._put_in_outbox(
+            f"{job.id}.{job.run_count}", run, {"Status": status, "ExitStatus": exit_status, "Comment": comment}
+        )
 
     # -- the keeper
 
@@ -1293,10 +1326,18 @@ class Agent:
         if processes is None:
             return None
         process = processes.get(run.pid)
-        if process and not process.zombie and (process.start is None or abs(process.start - notes.get("StartTime", 0)) < 3):
+        if (
+            process
+            and not process.zombie
+            and (process.start is None or abs(process.start - notes.get("StartTime", 0)) < 3)
+        ):
             return None
         if run.job.rerunable:
-            return {"Status": "released", "ExitStatus": None, "Comment": f"its process on {self.options.hostname} ended unseen: run again"}
+            return {
+                "Status": "released",
+                "ExitStatus": None,
+                "Comment": f"its process on {self.options.hostname} ended unseen: run again",
+            }
         words = f"its process on {self.options.hostname} ended unseen, and it must not run twice"
         return {"Status": "lost", "ExitStatus": EXIT_LOST, "Comment": words}
 
@@ -1333,7 +1374,7 @@ class Agent:
     def _take_reports(self) -> List[Tuple[str, Dict[str, Any]]]:
         """The reports that nobody is delivering yet, oldest first; the caller holds the lock and must deliver them."""
         waiting = ((folder, report) for folder, report in self.outbox.items() if folder not in self.under_way)
-        batch = [item for item, _ in zip(waiting, range(REPORTS_AT_ONCE))]
+        batch = list(itertools.islice(waiting, REPORTS_AT_ONCE))
         self.under_way.update((folder, True) for folder, _ in batch)
         return batch
 
@@ -1400,7 +1441,9 @@ def arguments() -> argparse.ArgumentParser:
         help="run only commands that start with these words, e.g. 'java -jar job.jar'; may be repeated")  # fmt: skip
     add("--workdir", "-workdir", metavar="DIR", help="where jobs run that name no directory (default: here)")
     add("--property", action="append", default=[], metavar="WORD", help="something jobs may require; may be repeated")
-    add("--spool", default="jobrunner-spool", metavar="DIR", help="what is known of the jobs here (default %(default)s)")
+    add(
+        "--spool", default="jobrunner-spool", metavar="DIR", help="what is known of the jobs here (default %(default)s)"
+    )
     add("--kill-delay", type=_seconds, default=10, metavar="S",
         help="seconds between asking a job to end and killing it (default %(default)s)")  # fmt: skip
     add("--dead-after", "-killdeadprocessafterminutes", "--killdeadprocessafterminutes", type=_seconds, default=0,

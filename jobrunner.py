@@ -33,7 +33,7 @@ import sys
 import time
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 VERSION = "0.1.0"
 WINDOWS = os.name == "nt"
@@ -242,7 +242,9 @@ def _format_second(second: int) -> str:
 def parse_time(text: str) -> float:
     """Seconds since 1970 of an RFC 3339 time: any number of fraction digits, `Z` or an offset; raises BadRequest."""
     if len(text) == 27 and text[19] == "." and text[26] == "Z" and text.isascii() and text[20:26].isdigit():
-        return round(_parse_second(text[:19]) + int(text[20:26]) / 1000000, 6)  # as we write it: a start reads a million
+        return round(
+            _parse_second(text[:19]) + int(text[20:26]) / 1000000, 6
+        )  # as we write it: a start reads a million
     found = _RFC3339.match(text)
     if not found:
         raise BadRequest(f"{text!r} is not a time: write it as 2026-11-23T17:27:00Z")
@@ -674,7 +676,7 @@ def to_json(value: Any) -> bytes:
     try:
         data = text.encode("utf-8")
     except UnicodeEncodeError:
-        # A half of a surrogate pair: how Python shows a file name that is not UTF-8.  UTF-8 cannot say it, an escape can.
+        # Half a surrogate pair: how Python shows a file name that is not UTF-8.  UTF-8 cannot say it, an escape can.
         data = _encode_ascii(value).encode("ascii")
     if b"<" in data or b">" in data or b"&" in data:
         data = data.replace(b"<", b"\\u003c").replace(b">", b"\\u003e").replace(b"&", b"\\u0026")
@@ -682,8 +684,8 @@ def to_json(value: Any) -> bytes:
 
 
 def check_shown(value: Any, depth: int = 32) -> None:
-    """Raises BadRequest for a value that must not be kept, since a listing with it in could not be read any more: nested
-    deeper than some JSON reader can follow, or infinite."""
+    """Raises BadRequest for a value that must not be kept, since a listing with it in could not be read any more:
+    nested deeper than some JSON reader can follow, or infinite."""
     if depth == 0:
         raise BadRequest("what you send is nested too deeply: 32 levels can be kept")
     if isinstance(value, float) and value in (float("inf"), float("-inf")):
@@ -696,7 +698,7 @@ def check_shown(value: Any, depth: int = 32) -> None:
 def read_jobs(path: str) -> List[Dict[str, Any]]:
     """The jobs to submit in a file (`-`: standard input): a database, a JSON list, or JSON Lines, one job each.
 
-    Of a database those that are not over are taken; what is held stays held.  Raises BadRequest naming the line at fault.
+    Of a database those that are not over are taken; what is held stays held.  Raises BadRequest naming the line.
     """
     data = sys.stdin.buffer.read() if path == "-" else read_file(path)
     what = "standard input" if path == "-" else path
@@ -862,7 +864,9 @@ class ServerApi:
         except BadRequest as error:
             raise ServerAway(f"{self.url}{path} answered {status}, but {error}: is it a jobrunner server?") from None
 
-    def fetch(self, path: str, body: Optional[bytes], query: Optional[Dict[str, Any]], timeout: float) -> Tuple[int, bytes]:
+    def fetch(
+        self, path: str, body: Optional[bytes], query: Optional[Dict[str, Any]], timeout: float
+    ) -> Tuple[int, bytes]:
         """(HTTP status, body) of an answer that is not an error; raises as `call`."""
         import http.client
         import urllib.error
@@ -972,7 +976,9 @@ def start_log(level: str) -> None:
     import logging
 
     logging.Formatter.converter = time.gmtime
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ")
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ"
+    )
 
 
 def parse_resources(text: str) -> Dict[str, Any]:
@@ -1068,7 +1074,9 @@ def qsub(options: argparse.Namespace, api: ServerApi) -> int:
     elif options.words:
         raise WrongUsage(f"put the command after --, as in: qsub -- {' '.join(options.words)}")
     else:
-        raise WrongUsage("nothing to run: put the command after --, as in: qsub -l walltime=1:00:00 -- java -jar job.jar 169")
+        raise WrongUsage(
+            "nothing to run: put the command after --, as in: qsub -l walltime=1:00:00 -- java -jar job.jar 169"
+        )
     added = api.call("/add", jobs, timeout=600)
     sys.stdout.write("".join(f"{entry['Number']}\n" for entry in added))
     sys.stdout.flush()
@@ -1124,8 +1132,8 @@ def qcat(options: argparse.Namespace, api: ServerApi) -> int:
     text = output["StdErr" if options.e else "StdOut"]
     if not text and output["State"] != "F":
         where = f" on {output['Host']}" if output["State"] == "R" else ""
-        print(f"jobrunner: job {options.job} is {State(output['State']).name.lower()}{where}: its output comes when it is over",
-              file=sys.stderr)  # fmt: skip
+        state = State(output["State"]).name.lower()
+        print(f"jobrunner: job {options.job} is {state}{where}: its output comes when it is over", file=sys.stderr)
     sys.stdout.flush()
     data = text.encode("utf-8", "surrogateescape")
     sys.stdout.buffer.write(data)
@@ -1168,7 +1176,11 @@ def _pbs_head(api: ServerApi, key: str, things: Dict[str, Any]) -> Dict[str, Any
     """The frame of OpenPBS's JSON listings."""
     from urllib.parse import urlsplit
 
-    head = {"timestamp": int(time.time()), "pbs_version": f"jobrunner {VERSION}", "pbs_server": urlsplit(api.url).hostname}
+    head = {
+        "timestamp": int(time.time()),
+        "pbs_version": f"jobrunner {VERSION}",
+        "pbs_server": urlsplit(api.url).hostname,
+    }
     return {**head, key: things}
 
 
@@ -1264,7 +1276,13 @@ def _known(fields: Dict[str, Any]) -> Dict[str, Any]:
 
 def _pbs_time(text: Optional[str]) -> Optional[str]:
     """`Mon Nov 23 17:27:00 2026`, local time."""
-    return time.strftime("%a %b %e %H:%M:%S %Y" if not WINDOWS else "%a %b %d %H:%M:%S %Y", time.localtime(parse_time(text))) if text else None
+    return (
+        time.strftime(
+            "%a %b %e %H:%M:%S %Y" if not WINDOWS else "%a %b %d %H:%M:%S %Y", time.localtime(parse_time(text))
+        )
+        if text
+        else None
+    )
 
 
 def qterm(options: argparse.Namespace, api: ServerApi) -> int:
@@ -1395,9 +1413,13 @@ def _progress_line(status: Dict[str, Any], seconds: float, first: int, bar: bool
     states, finished = status["States"], status["Statuses"]["finished"]
     total, over = sum(states.values()), states["F"]
     rate = (over - first) / seconds if seconds > 0 else 0
-    left = format_duration((total - over) / rate) if rate and total > over else "--:--:--" if total > over else "00:00:00"
+    left = (
+        format_duration((total - over) / rate) if rate and total > over else "--:--:--" if total > over else "00:00:00"
+    )
     waiting = states["Q"] + states["H"] + states["W"]
-    words = f"{finished} done, {over - finished} failed, {states['R']} running, {waiting} queued, {rate:.1f}/s, {left} left"
+    words = (
+        f"{finished} done, {over - finished} failed, {states['R']} running, {waiting} queued, {rate:.1f}/s, {left} left"
+    )
     if not bar:
         return words
     import shutil
@@ -1419,13 +1441,22 @@ def _print_results(api: ServerApi, database: str) -> int:
     for job in shown:
         exit_status = job.get("ExitStatus")
         status = job.get("Status") or State(job["State"]).name.lower()
-        seconds = parse_time(job["EndTime"]) - parse_time(job["StartTime"]) if job.get("EndTime") and job.get("StartTime") else 0
+        seconds = (
+            parse_time(job["EndTime"]) - parse_time(job["StartTime"])
+            if job.get("EndTime") and job.get("StartTime")
+            else 0
+        )
         words = job.get("Comment") or _last_line(api, job)
         code = "-" if exit_status is None else exit_status
-        _out(f"{job['Label']:>6}  {_printable(job['Name'])[:16]:16}  {status:8}  {code:>5}  {seconds:8.2f}s  {words}".rstrip())
+        _out(
+            f"{job['Label']:>6}  {_printable(job['Name'])[:16]:16}  {status:8}  {code:>5}  {seconds:8.2f}s  {words}".rstrip()
+        )
     if len(bad) > len(shown):
         _out(f"... and {len(bad) - len(shown)} more that did not finish")
-    _out(f"{len(jobs) - len(bad)} of {len(jobs)} jobs finished" + (f"; outputs are in {database}.spool" if database else ""))
+    _out(
+        f"{len(jobs) - len(bad)} of {len(jobs)} jobs finished"
+        + (f"; outputs are in {database}.spool" if database else "")
+    )
     return 1 if bad else 0
 
 
@@ -1461,7 +1492,9 @@ def arguments() -> argparse.ArgumentParser:
         sub.add_argument("-F", choices=("json",), metavar="json", help="one JSON document, laid out as OpenPBS's")
 
     sub = command("run", run, remote=False)
-    sub.add_argument("file", metavar="FILE", help="a database, a JSON list, or JSON Lines, one job each; -: standard input")
+    sub.add_argument(
+        "file", metavar="FILE", help="a database, a JSON list, or JSON Lines, one job each; -: standard input"
+    )
     sub.add_argument("-j", type=argument(_parse_count), metavar="N", help="jobs at once (default: one per processor)")
     sub.add_argument("--db", metavar="F", help="keep the database here: stopped and run again, it goes on where it was")
 
@@ -1471,7 +1504,9 @@ def arguments() -> argparse.ArgumentParser:
                      help="limits and needs: walltime=1:00:00, mem=4gb, cput=30m, ncpus=2; may be repeated")  # fmt: skip
     sub.add_argument("-W", dest="block", type=argument(_parse_block), default=False, metavar="block=true",
                      help="wait until it is over, and exit with its status")  # fmt: skip
-    sub.add_argument("--file", metavar="FILE", help="submit many: a JSON list or JSON Lines, one job each; -: standard input")
+    sub.add_argument(
+        "--file", metavar="FILE", help="submit many: a JSON list or JSON Lines, one job each; -: standard input"
+    )
     sub.add_argument("words", nargs="*", help=argparse.SUPPRESS)  # only to say what is wrong with them
     sub.usage = "jobrunner.py qsub [options] -- COMMAND [ARGUMENT ...]"
 
@@ -1506,7 +1541,9 @@ def _parse_block(text: str) -> bool:
 def main(argv: Optional[List[str]] = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     command: List[str] = []
-    if argv[:1] == ["qsub"] and "--" in argv:  # what follows is the job's, to the letter: argparse would take some of it
+    if (
+        argv[:1] == ["qsub"] and "--" in argv
+    ):  # what follows is the job's, to the letter: argparse would take some of it
         command, argv = argv[argv.index("--") + 1 :], argv[: argv.index("--")]
     options = arguments().parse_args(argv)
     options.argv = command

@@ -62,7 +62,6 @@ from jobrunner import (
     VERSION,
     WINDOWS,
     BadRequest,
-    BadState,
     FileLock,
     Job,
     JobrunnerError,
@@ -109,7 +108,9 @@ class _Reader:
     """Walks through JSON text member by member, so that a million jobs need not all be dictionaries at once."""
 
     _blank = re.compile(r"[ \t\n\r]*").match
-    _key = re.compile(r'[ \t\n\r]*"([^"\\\x00-\x1f]*)"[ \t\n\r]*:[ \t\n\r]*').match  # without escapes, as nearly all are
+    _key = re.compile(
+        r'[ \t\n\r]*"([^"\\\x00-\x1f]*)"[ \t\n\r]*:[ \t\n\r]*'
+    ).match  # without escapes, as nearly all are
     _end = re.compile(r"[ \t\n\r]*([,}])").match
     _value = json.JSONDecoder(parse_constant=jobrunner._refuse_constant).raw_decode
 
@@ -197,27 +198,12 @@ def _stored_job(bucket: str, key: str, record: Any) -> Job:
 
 def _damage(path: str, line: int, column: int, what: str) -> str:
     return (
-        f"{path} line {line} column {column}: {what}: the file was not changed; "
-        "mend it or start with --db another.json"
+        f"{path} line {line} column {column}: {what}: the file was not changed; mend it or start with --db another.json"
     )
 
 
-def stored_job(bucket: str, key: str, record: Any, path: str) -> Job:
-    """The job of one line of the database; the bucket tells the state where the record, as the original's, does not."""
-    try:
-        job = Job.from_record(record)
-        job.id = job.id or key
-        if BUCKETS[job.state] != bucket:
-            job.state = next(state for state, name in BUCKETS.items() if name == bucket)
-        return job
-    except JobrunnerError as error:
-        raise Damaged(
-            f"{path}: job {key!r} in {bucket}: {error}: the file was not changed; mend it or start with --db another.json"
-        ) from None
-
-
 def database_chunks(jobs: List[Job], server: Optional[Dict[str, Any]] = None) -> Iterator[bytes]:
-    """/dump's shape, a few jobs at a time.  With `server` it is the file: a job a line, and with the leases' secrets."""
+    """/dump's shape, a few jobs at a time.  With `server` it is the file: a job a line, with the leases' secrets."""
     start, between = (b"\n", b",\n") if server is not None else (b"", b",")
     opening = b"{" if server is None else b'{"Server":' + to_json(server) + between
     for bucket in ("Available", "Leased", "Finished", "Held"):
@@ -766,8 +752,10 @@ class Queue:
             try:
                 self._replay(entry)
             except (JobrunnerError, KeyError, TypeError, ValueError) as error:
-                raise Damaged(f"{self.store.place}: a change that makes no sense ({error!r}): the file was not changed; "
-                              "put back the database it belongs to, or start with --db another.json") from None  # fmt: skip
+                raise Damaged(
+                    f"{self.store.place}: a change that makes no sense ({error!r}): the file was not changed; put back "
+                    "the database it belongs to, or start with --db another.json"
+                ) from None
         self.jobs = dict(sorted(self.jobs.items(), key=lambda item: (item[1].number, item[1].index or 0)))
         self._grant_grace()
 
@@ -967,8 +955,8 @@ class Queue:
                     self._commit_put(job, job.but(refused_by=others))
 
     def _settle_polls(self, node: Node, wish: "Wish") -> int:
-        """Sends a client's older requests home, since the new one says more, and finds out what became of the answers to
-        them: requeues what was lost on the way.  Returns the slots that answers still on their way will take."""
+        """Sends a client's older requests home, since the new one says more, and finds out what became of the answers
+        to them: requeues what was lost on the way.  Returns the slots that answers still on their way will take."""
         if not node.client or not wish.number:
             return 0
         for poll in node.polls:
@@ -1001,11 +989,9 @@ class Queue:
         """When a lease of ours ends that was renewed at `moment`; None = never."""
         return round(moment + self.requeue_after, 6) if self.requeue_after else None
 
-    def _lease(
-        self, node: Node, poll: Poll, before: Optional[Batch] = None
-    ) -> Tuple[List[Job], Optional[Batch]]:
-        """The next jobs that fit into a request's slots, leased to its node, and the batch to wait for: `before` if there
-        is no job.  The caller holds the lock."""
+    def _lease(self, node: Node, poll: Poll, before: Optional[Batch] = None) -> Tuple[List[Job], Optional[Batch]]:
+        """The next jobs that fit into a request's slots, leased to its node, and the batch to wait for: `before` if
+        there is no job.  The caller holds the lock."""
         leased: List[Job] = []
         changes = []
         moment, slots = self.clock(), poll.slots
@@ -1069,7 +1055,9 @@ class Queue:
         checked = []
         for report in reports:
             job_id, lease, host = self._report_fields(report)
-            by_status = report.get("Status") if kind == "finish" and report.get("Status") in ("timeout", "dead") else kind
+            by_status = (
+                report.get("Status") if kind == "finish" and report.get("Status") in ("timeout", "dead") else kind
+            )
             checked.append((report, by_status, job_id, lease, host))
         for report, _, job_id, _, _ in checked:
             self._keep_outputs(self.jobs[job_id], report)
@@ -1099,11 +1087,13 @@ class Queue:
         return answers, batch
 
     def _still_running(self, job: Job, host: str) -> Optional[Job]:
-        """The job as running, if its latest run may still be: also one that was given up, but that nobody else has begun
-        since; None if it is over, or was never begun."""
+        """The job as running, if its latest run may still be: also one that was given up, but that nobody else has
+        begun since; None if it is over, or was never begun."""
         if job.state is State.QUEUED and job.lease:
             return self._moved(job, "lease", host=host, comment="")
-        if job.status == "lost" and (job.end_time or 0) >= (job.expiry or 0):  # by its lease's end, not by its client's word
+        if job.status == "lost" and (job.end_time or 0) >= (
+            job.expiry or 0
+        ):  # by its lease's end, not by its client's word
             return self._moved(job, "recover", status="", exit_status=None, end_time=None, comment="")
         return job if job.state is State.RUNNING else None
 
@@ -1140,12 +1130,11 @@ class Queue:
         if report.get("Status") == "refused":
             reason = report.get("Comment") or "the client does not run such commands"
             refused_by = job.refused_by + [job.host]
-            words = dict(refused_by=refused_by, run_count=job.run_count - 1)  # it was never started
-            return self._requeued(job, f"refused by {', '.join(refused_by)}: {reason}", **words)
+            comment, run_count = f"refused by {', '.join(refused_by)}: {reason}", job.run_count - 1  # it never started
+            return self._requeued(job, comment, refused_by=refused_by, run_count=run_count)
         if report.get("Status") == "released":
             if not job.rerunable and report.get("ExitStatus") != EXIT_NOT_STARTED:
-                words = f"{job.host} ended it when it was stopped itself, and the job must not run twice"
-                return self._lost(job, words)
+                return self._lost(job, f"{job.host} ended it when it was stopped itself, and the job must not run twice")
             return self._requeued(job, report.get("Comment") or f"given back by {job.host}")
         exit_status = report.get("ExitStatus")
         if exit_status is None:
@@ -1188,7 +1177,7 @@ class Queue:
         return self._commit({"Sample": [job.id, sample["CPU"], sample["Mem"], seconds, cpu_time]}, [(job, after)])
 
     def delete(self, names: List[str]) -> Tuple[List[Job], Optional[Batch]]:
-        """Ends jobs: at once if they wait, through their client if they run; raises UnknownJob, BadState; then none is."""
+        """Ends jobs, all or none: at once if they wait, through their client if they run; raises UnknownJob, BadState."""
         changes, moment = [], self.clock()
         with self.lock:
             for job in {job.id: job for job in map(self._find, names)}.values():
@@ -1209,7 +1198,9 @@ class Queue:
     def _delete_words(self, job: Job) -> str:
         if job.lease:
             return f"being deleted: {job.host} is told to end it"
-        return f"being deleted: {job.host} runs an original client, which cannot be told; it ends with its report or lease"
+        return (
+            f"being deleted: {job.host} runs an original client, which cannot be told; it ends with its report or lease"
+        )
 
     def tick(self) -> None:
         """Everything that only time causes: leases that end, jobs whose start time has come, nodes that fall silent."""
@@ -1225,6 +1216,8 @@ class Queue:
                 elif job.state is State.RUNNING and job.expiry is not None:
                     if self._is_being_named(job):
                         job = self._put(job, job.but(expiry=self._renewed(moment)))
+                    if job.expiry is None:
+                        continue  # renewed, and since the server's start leases never end
                     if job.expiry > moment:  # renewed since the alarm was set
                         heapq.heappush(self.alarms, (job.expiry, job_id))
                     else:
@@ -1325,7 +1318,10 @@ class Queue:
     def status(self) -> Dict[str, Any]:
         """What GET /status answers."""
         with self.lock:
-            minute, nodes = int(self.clock() // 60), collections.Counter(self._node_state(n) for n in self.nodes.values())
+            minute, nodes = (
+                int(self.clock() // 60),
+                collections.Counter(self._node_state(n) for n in self.nodes.values()),
+            )
             return {
                 "Version": VERSION,
                 "StartTime": format_time(self.started),
@@ -1443,7 +1439,7 @@ class Queue:
         self.ends[-1][1] += 1
 
     def _wake(self, jobs: List[Job]) -> None:
-        """Wakes a waiting client for each job that became ready: one that can run it, and only as many as there is work."""
+        """Wakes a waiting client for each job that became ready: one that can run it, and no more than there is work."""
         if not jobs:
             return
         waiting = [
@@ -1793,7 +1789,9 @@ def answer(queue: Queue, path: str, request: Request) -> Answer:
         return _error(404, f"there is no {path} here: the URLs are {' '.join(ROUTES)}")
     function = {"GET": route.get, "POST": route.post}.get(request.method)
     if function is None:
-        return _error(405, f"{path} takes {route.methods}, not {request.method}", b"Allow: %b\r\n" % route.methods.encode())
+        return _error(
+            405, f"{path} takes {route.methods}, not {request.method}", b"Allow: %b\r\n" % route.methods.encode()
+        )
     return function(queue, request)
 
 
@@ -1869,8 +1867,8 @@ class _Rest(io.RawIOBase):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection, in a thread of its own.  Reads requests and writes answers itself: http.server's way, with an e-mail parser for the
-    headers, a write for each line and a line of log, takes three quarters of the time of a request here."""
+    """One connection, in a thread of its own.  Reads requests and writes answers itself: http.server's way, with an
+    e-mail parser for the headers, a write for each line and a line of log, takes three quarters of a request's time."""
 
     server: "Server"
     disable_nagle_algorithm = True
@@ -1927,7 +1925,9 @@ class Handler(BaseHTTPRequestHandler):
             raise BadHttp(400, "Content-Length is not a number")
         size = int(length[:20])
         if size > self.server.max_body:
-            raise BadHttp(413, f"the body is over {self.server.max_body} bytes: send fewer jobs at a time, or raise --max-body")
+            raise BadHttp(
+                413, f"the body is over {self.server.max_body} bytes: send fewer jobs at a time, or raise --max-body"
+            )
         if size and headers.get(b"expect", b"").lower() == b"100-continue":
             self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = self.rfile.read(size) if size else b""
