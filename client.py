@@ -25,20 +25,19 @@ The spool (--spool):
 Monitoring goes through ps / kill and tasklist / taskkill, one snapshot a round for all jobs.  Parsers and verdicts are
 pure functions.  Clocks: monotonic for limits and waiting, wall time only where it is shown.
 
+The keeper must stay small, so what it has no use for is imported where it is used: the keeper and the client together
+are to take no more than a program that nobody notices.
+
 Sections: what ps and tasklist print, process tools, verdicts, the keeper, the spool, a run, the wire, the agent, main.
 """
 
 import argparse
 import collections
 import contextlib
-import csv
 import itertools
 import json
 import os
-import random
 import re
-import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -141,6 +140,8 @@ def parse_tasklist(text: str) -> Dict[int, Process]:
     second is a number; of the memory the digits count (KiB, whatever separates the thousands), of the CPU time the
     groups of digits.  `INFO: No tasks are running ...` has one field.
     """
+    import csv
+
     found = {}
     for line in text.replace("\0", "").splitlines():
         row = next(csv.reader([line]), [])  # line by line: a window title's odd quote must not swallow the next process
@@ -312,6 +313,8 @@ def over_limit(job: Job, usage: Usage, over_memory_before: bool) -> str:
 
 def split_words(text: str) -> List[str]:
     """A command's words; quotes hold words together, and a backslash is just a backslash, as in Windows' paths."""
+    import shlex
+
     lexer = shlex.shlex(text, posix=True)
     lexer.whitespace_split, lexer.escape, lexer.commenters = True, "", ""
     try:
@@ -334,7 +337,7 @@ class Backoff:
     """Seconds to wait after each failure in a row: 1, 2, 4 ... 60, each up to a quarter longer or shorter, so that a
     room of clients does not come back in step."""
 
-    def __init__(self, chance: Callable[[], float] = random.random):
+    def __init__(self, chance: Callable[[], float] = lambda: int.from_bytes(os.urandom(4), "big") / 2**32):
         self.chance = chance
         self.failures = 0
 
@@ -347,7 +350,7 @@ class Backoff:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The keeper: the jobs' parent, a process of its own (client.py --keeper LOCKFILE)
+# The keeper: the jobs' parent, a process of its own (see Agent._start_keeper)
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -438,6 +441,8 @@ def program(params: List[str], env: Dict[str, str]) -> List[str]:
     """The argv to start; on Windows with the extension found, and BadRequest where cmd.exe would change an argument."""
     if not WINDOWS:
         return params
+    import shutil
+
     found = shutil.which(params[0], path=env.get("PATH")) or params[0]
     if found.rstrip(". ").lower().endswith((".bat", ".cmd")):  # Windows drops dots and blanks at a name's end
         # A batch file is run by cmd.exe, which parses the command line once more, quotes or not.
@@ -1118,9 +1123,12 @@ class Agent:
         self.keeper_name = f"{os.getpid()}-{os.urandom(4).hex()}.lock"
         lock_path = os.path.join(self.spool.keepers, self.keeper_name)
         try:
-            # -S and -E: it needs nothing but the standard library, and takes 5 MB less
+            # -S and -E: it needs nothing but the standard library, and takes 5 MB less.  Imported, not run as a script:
+            # so Python takes the compiled file, where it could keep one, and 4 MB less again.
+            here = os.path.dirname(os.path.abspath(__file__))
+            code = f"import sys; sys.path.insert(0, {here!r}); import client; sys.exit(client.keep(sys.argv[1]))"
             self.keeper = subprocess.Popen(
-                [sys.executable, "-S", "-E", os.path.abspath(__file__), "--keeper", lock_path],
+                [sys.executable, "-S", "-E", "-c", code, lock_path],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -1505,8 +1513,6 @@ def work(options: argparse.Namespace) -> int:
 
 def main(argv: Optional[List[str]] = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["--keeper"]:
-        return keep(argv[1])
     options = arguments().parse_args(argv)
     jobrunner.start_log(options.log_level)
     try:

@@ -87,7 +87,8 @@ MAX_STARTS = 20  # a job that was started so often and never ended is held
 OUTPUT_TAIL = 64 * 1024  # bytes of each output that a report may bring
 SMALL_SNAPSHOT = 16 << 20  # bytes of journal that are worth a snapshot whatever its size
 IDLE_SNAPSHOT = 60  # s after which even a short journal is folded in, where that costs little
-CHUNK = 64  # jobs turned into JSON at a time, so that requests come between
+SNAPSHOT_PAUSE = 0.0005  # s between the chunks of a snapshot, as long as making one takes: requests come first
+CHUNK = 32  # jobs turned into JSON at a time, so that requests come between
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The database file: /dump's shape plus "Server"
@@ -501,7 +502,8 @@ class Store:
             with open(temporary, "wb", opener=_private) as file:
                 for chunk in database_chunks(jobs, server):
                     file.write(chunk)
-                    time.sleep(0)  # lets a request have the interpreter
+                    if not self.closed:
+                        time.sleep(SNAPSHOT_PAUSE)
                 file.flush()
                 os.fsync(file.fileno())
                 self.snapshot_bytes = file.tell()

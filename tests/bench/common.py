@@ -14,7 +14,6 @@ import ctypes
 import os
 import platform
 import re
-import select
 import shutil
 import signal
 import socket
@@ -99,8 +98,9 @@ def machine():
         model = re.search(r"model name\s*: (.*)", file.read())
         kind = subprocess.run(["stat", "-f", "-c", "%T", path], stdout=subprocess.PIPE).stdout.decode().strip()
         sync = sync_seconds(path)
+    cores = len(os.sched_getaffinity(0))
     return (
-        f"{len(os.sched_getaffinity(0))} cores ({model[1] if model else platform.machine()}), Linux {platform.release()}, "
+        f"{cores} cores ({model[1] if model else platform.machine()}), Linux {platform.release()}, "
         f"Python {platform.python_version()}\n"
         f"{tempfile.gettempdir()}: {kind}, a sync of 250 bytes {sync * 1e3:.2f} ms at the median; "
         f"load before the run {os.getloadavg()[0]:.1f}"
@@ -253,9 +253,3 @@ class Connection:
                 raise ConnectionError("the server hung up")
             data += more
         return int(data[9:12]), bytes(data[data.index(b"\r\n\r\n") + 4 :])
-
-
-def wait_until(moment, wake=None):
-    """Sleeps until a monotonic moment."""
-    while time.monotonic() < moment:
-        select.select([], [], [], max(0.0, moment - time.monotonic()))

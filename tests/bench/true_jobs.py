@@ -133,24 +133,26 @@ def other(command, lines=b"", count=0, own_clock=False, **environment):
 
 
 def hyperqueue_python(path, wanted):
-    """(a Python that has hyperqueue, "") or ("", why there is none); makes one in the folder if it was not given."""
+    """(a Python that has hyperqueue, its version) or ("", why there is none); made in the folder if none is given."""
+    python = wanted or os.path.join(path, "hq", "bin", "python")
     if not wanted:
-        wanted = os.path.join(path, "hq", "bin", "python")
-        for command in ([sys.executable, "-m", "venv", "hq"], [wanted, "-m", "pip", "install", "-q", "hyperqueue"]):
-            done = subprocess.run(command, cwd=path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-            if done.returncode:
-                return "", f"{' '.join(command[-3:])} failed: {done.stdout.decode().strip().splitlines()[-1:]}"
+        install = [python, "-m", "pip", "install", "-q", "hyperqueue==0.27.*"]
+        for command in ([sys.executable, "-m", "venv", "hq"], install):
+            done, printed = tried(command, path)
+            if not done:
+                return "", f"{' '.join(command[1:])} failed: {printed.splitlines()[-1] if printed else 'silently'}"
     ask = "import hyperqueue, importlib.metadata as m; print(m.version('hyperqueue'))"
-    done = subprocess.run([wanted, "-c", ask], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    return (wanted, done.stdout.decode().strip()) if done.returncode == 0 else ("", f"{wanted} has no hyperqueue")
+    done, printed = tried([python, "-c", ask], path)
+    return (python, printed) if done else ("", f"{python} has no hyperqueue: {printed}")
 
 
-def first_line(command):
-    """What a program says of its version; "" if it is not there."""
+def tried(command, path=None):
+    """(whether it worked, what it printed)."""
     try:
-        return subprocess.run(command, stdout=subprocess.PIPE).stdout.decode().splitlines()[0]
-    except OSError:
-        return ""
+        done = subprocess.run(command, cwd=path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
+        return done.returncode == 0, done.stdout.decode().strip()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return False, str(error)
 
 
 def contenders(options, hq_python, hq_version):
@@ -165,12 +167,12 @@ def contenders(options, hq_python, hq_version):
         found[f"HyperQueue {hq_version}"] = lambda: other([hq_python, "-c", HYPERQUEUE, str(count)], own_clock=True)
     else:
         skipped.append(f"HyperQueue: {hq_version}")
-    parallel = first_line(["parallel", "--version"])
-    if "GNU" in parallel:
+    parallel = tried(["parallel", "--version"])[1].partition("\n")[0]
+    if parallel.startswith("GNU"):
         found[parallel] = lambda: other(["parallel", "-j2", "--will-cite", "true"], numbers)
     else:
         skipped.append("GNU parallel: not installed (apt-get install parallel)")
-    if first_line(["xargs", "--version"]):
+    if tried(["xargs", "--version"])[0]:
         found["xargs -P2"] = lambda: other(["xargs", "-P2", "-n1", "true"], numbers)
     else:
         skipped.append("xargs: not installed")
@@ -182,7 +184,7 @@ def main():
     parser = arguments(__doc__)
     parser.add_argument("--jobs", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--hq-python", metavar="PATH", help="a Python that has hyperqueue (default: makes one with pip)")
+    parser.add_argument("--hq-python", metavar="PATH", help="a Python that has hyperqueue (default: one made with pip)")
     options = parser.parse_args()
     print(machine())
     with limit(3600), folder() as path:
@@ -199,8 +201,8 @@ def report(options, results, skipped):
     rows = []
     for name, result in best.items():
         seconds, median = result["seconds"], percentile([r["seconds"] for r in results[name]], 50)
-        rows.append([name, f"{options.jobs / seconds:.0f}", f"{seconds:.2f}", f"{median:.2f}", f"{seconds / started:.2f}",
-                     f"{seconds / idle:.2f}", f"{result['cpu']:.2f}"])  # fmt: skip
+        rows.append([name, f"{options.jobs / seconds:.0f}", f"{seconds:.2f}", f"{median:.2f}",
+                     f"{seconds / started:.2f}", f"{seconds / idle:.2f}", f"{result['cpu']:.2f}"])  # fmt: skip
     table(["", "jobs/s", "best s", "median s", "ours started : it", "ours idle : it", "CPU s"], rows)
     for line in skipped:
         print(f"skipped {line}")
