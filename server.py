@@ -852,7 +852,8 @@ class Queue:
             job = Job.from_record(record, submitted=True)
             if job.depend:
                 raise BadRequest("Depend is not known to this version: submit the job when what it needs is done")
-            jobrunner.check_shown(job.extra)
+            if job.extra:
+                jobrunner.check_shown(job.extra)
         except BadRequest as error:
             if of == 1:
                 raise

@@ -78,7 +78,8 @@ def test_from_qsub_to_a_clean_stop_all_works_with_this_python_on_the_server_and_
     lab, on_server, on_client
 ):
     server_python, client_python = python(on_server), python(on_client)
-    server = lab.server(python=server_python)
+    # with an input that does not end: a thread that waits for it must be in nobody's way
+    server = lab.server("--until-eof", stdin=subprocess.PIPE, python=server_python)
     flags = ("--kill-delay", "0.5", "--hostname", "pc")
     client = lab.client(server, *flags, max_jobs=8, python=client_python)
 
@@ -126,7 +127,7 @@ def test_from_qsub_to_a_clean_stop_all_works_with_this_python_on_the_server_and_
     assert (job["Status"], job["ExitStatus"], job["RunCount"]) == ("timeout", -11, 1)
     until(lambda: not any(map(alive, tree)), "the tree to be gone")
 
-    # what qstat says, a clean stop, and the same from the database
+    # what qstat says, a second client refused with one line, a clean stop, and the same from the database
     ends = {number: (job["Status"], job["Exit_status"], job["exec_host"]) for number, job in qstat("-x").items()}
     assert ends == {
         timeout: ("timeout", -11, "pc"),
@@ -135,6 +136,10 @@ def test_from_qsub_to_a_clean_stop_all_works_with_this_python_on_the_server_and_
         deleted: ("deleted", 256 + 15, "pc"),
         failed: ("failed", 7, "pc"),
     }
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}  # it must be heard without
+    second = lab.client(server, python=client_python, log="second.log", env=env)
+    assert second.wait(PATIENCE) == 1
+    assert [line[:11] for line in lab.log("second.log").splitlines()] == ["client.py: "]
     client.terminate()
     assert (client.wait(PATIENCE), server.stop()) == (0, 0)
     assert not os.path.exists(server.db + ".journal")

@@ -1,11 +1,12 @@
-"""Server, client and commands as real Windows programs, in every mix with Linux ones: how jobs end, what they are given,
-limits, dead detection and usage from tasklist, restarts of both programs, refusals, the example file.
+"""Server, client and commands as real Windows programs, in every mix with Linux ones: how jobs end, what they are
+given, limits, dead detection and usage from tasklist, restarts of both programs, refusals, the example file.
 
 Windows is ../shared/windows/winpy (Python 3.8 and 3.13 for Windows, under Wine); where it does not work all of this is
 skipped.  Its processes are seen in /proc with their command lines, so jobs here bear a word to be found by: process
 numbers say little, Windows gives them out again at once.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -34,7 +35,8 @@ def native(path, system="3.8"):
 
 def start_of(system, program):
     """How to start one of the three programs on that system."""
-    return [sys.executable, os.path.join(ROOT, program)] if system == LINUX else [WINPY, "-" + system, "/host" + ROOT + "/" + program]
+    on_windows = [WINPY, "-" + system, "/host" + ROOT + "/" + program]
+    return [sys.executable, os.path.join(ROOT, program)] if system == LINUX else on_windows
 
 
 def command(system, folder, *words):
@@ -48,7 +50,7 @@ def command(system, folder, *words):
 def taskkill(number, folder):
     """Ends a Windows process the hard way: it gets to do nothing any more."""
     code = "import subprocess, sys; sys.exit(subprocess.call(['taskkill', '/F', '/PID', sys.argv[1]]))"
-    done = subprocess.run([WINPY, "-3.8", "-c", code, str(number)], cwd=folder, stdin=subprocess.DEVNULL, timeout=PATIENCE)
+    done = subprocess.run([WINPY, "-3.8", "-c", code, number], cwd=folder, stdin=subprocess.DEVNULL, timeout=PATIENCE)
     assert done.returncode == 0
 
 
@@ -74,6 +76,16 @@ def read(path):
         return ""
 
 
+def end(process):
+    """Ends a program started by winpy, which is a bash that waits for it."""
+    if process.poll() is None:
+        with contextlib.suppress(OSError), open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+            for number in file.read().split():
+                os.kill(int(number), signal.SIGKILL)
+        process.kill()
+    process.wait()
+
+
 class WindowsLab(Lab):
     """A Lab whose programs run on Windows; `python` is [WINPY, "-3.8"] or the like."""
 
@@ -82,11 +94,7 @@ class WindowsLab(Lab):
 
     def __exit__(self, *_):
         for process in self.processes:
-            if process.poll() is None:  # a bash, which waits for the Windows process
-                with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
-                    for number in file.read().split():
-                        os.kill(int(number), signal.SIGKILL)
-            process.wait()
+            end(process)
         super().__exit__()
 
     def _end_jobs(self):
@@ -103,31 +111,35 @@ def python_of(system):
     return EXE[LINUX] if system == LINUX else [WINPY, "-" + system]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def windows(tmp_path_factory):
-    """Windows, up for as long as these tests take: it goes down when its last program ends, and booting costs a second."""
+def boot(version, folder):
+    """A Windows Python that waits for the end of its input, and what it calls itself; skips where there is none."""
     if sys.platform != "linux" or not os.path.exists(WINPY):
         pytest.skip(f"no Windows Python here: there is no {WINPY}")
-    folder = tmp_path_factory.mktemp("boot")
-    code = "import sys; print(sys.executable, flush=True); sys.stdin.read()"
-    booted = []
+    path = folder / version  # a file, not a pipe: Windows' services keep open what they were started with
+    line = [WINPY, "-" + version, "-c", "import sys; print(sys.executable, flush=True); sys.stdin.read()"]
+    with open(path, "wb") as out:
+        process = subprocess.Popen(line, cwd=folder, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT)
+    with contextlib.suppress(AssertionError):
+        until(lambda: path.read_bytes().endswith(b"\n") or process.poll() is not None, "Windows", 60)
+    said = path.read_text(errors="replace").strip()
+    if not said.endswith("python.exe"):
+        end(process)
+        pytest.skip(f"no Windows Python {version} here: `winpy -{version}` said {said[-200:]!r}: run its setup")
+    return process, said
+
+
+@pytest.fixture(scope="module", autouse=True)
+def windows(tmp_path_factory):
+    """Windows, up for as long as these tests take: it goes down with its last program, and booting costs a second."""
+    folder, booted = tmp_path_factory.mktemp("boot"), []
     try:
         for version in ("3.8", "3.13"):
-            path = folder / version  # a file, not a pipe: Windows' services keep open what they were started with
-            with open(path, "wb") as out:
-                line = [WINPY, "-" + version, "-c", code]
-                process = subprocess.Popen(line, cwd=folder, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT)
+            process, EXE[version] = boot(version, folder)
             booted.append(process)
-            until(lambda: b"\n" in path.read_bytes() or process.poll() is not None, f"{line}", 60)  # noqa: B023
-            said = path.read_text(errors="replace").strip()
-            if not said.lower().endswith("python.exe"):
-                pytest.skip(f"no Windows Python {version} here: `winpy -{version}` said {said[-200:]!r}; run its setup")
-            EXE[version] = said
         yield
     finally:
         for process in booted:
-            process.stdin.close()
-            process.wait(PATIENCE)
+            end(process)
 
 
 @pytest.fixture
@@ -144,14 +156,16 @@ MIB = 1 << 20
 WORK = """if True:
     import os, sys, time
     block = bytearray(os.urandom(1 << 20)) * 64
-    begun = time.process_time()
-    while time.process_time() < begun + float(sys.argv[1]): pass
-    time.sleep(float(sys.argv[2]))"""
+    cpu, wall, sleep = map(float, sys.argv[1:4])
+    end = time.monotonic() + wall
+    while time.process_time() < cpu or time.monotonic() < end:
+        sum(range(1000000))  # asking for the time alone would keep Wine busy, not this process
+    time.sleep(sleep)"""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def watched(windows, tmp_path_factory):
-    """(server, {name: number}): jobs of two clients that end what sleeps for 6 s, told by an English and a German tasklist."""
+    """(server, {name: number}): jobs of two clients, an English one and a German one, that end what sleeps for 6 s."""
     linux, folder = str(tmp_path_factory.mktemp("watch")), str(tmp_path_factory.mktemp("watched"))
     flags = ("--dead-after", "0.1", "--usage-interval", "1", "--kill-delay", "0.5")
     with Lab(linux) as lab, WindowsLab(folder) as desktops:
@@ -162,7 +176,7 @@ def watched(windows, tmp_path_factory):
             own = ("--hostname", language, "--spool", language)
             desktops.client(server, *flags, *own, python=python_of(version), env=env, log=language + ".log")
             for name in names:
-                seconds = {"stops": ["1", "600"], "works": ["10", "0"]}[name]
+                seconds = {"stops": ["1.5", "0", "600"], "works": ["0", "10", "0"]}[name]
                 params = [EXE[version], "-S", "-E", "-c", WORK, *seconds, native(folder)]
                 jobs[f"{name} {language}"] = {"Params": params, "Requires": ["host=" + language]}
         yield server, dict(zip(jobs, server.add(*jobs.values())))
@@ -192,7 +206,10 @@ class Room:
         return [self.server.over(number) for number in self.server.add(*jobs)]
 
 
-@pytest.fixture(scope="module", params=[(LINUX, "3.8"), ("3.13", LINUX), ("3.8", "3.13")], ids="server {0[0]}, client {0[1]}".format)
+MIXES = [(LINUX, "3.8"), ("3.13", LINUX), ("3.8", "3.13")]
+
+
+@pytest.fixture(scope="module", params=MIXES, ids="server {0[0]}, client {0[1]}".format)
 def room(request, tmp_path_factory):
     server_on, client_on = request.param
     folders = {"Linux": str(tmp_path_factory.mktemp("linux")), "Windows": str(tmp_path_factory.mktemp("windows"))}
@@ -224,8 +241,8 @@ def test_what_cannot_be_started_has_failed_with_minus_8_and_a_comment_that_says_
     nowhere = native(room.lab.path("no such folder"), room.system)
     wanted.append(({"Params": [*room.python, "-c", "1"], "WorkDir": nowhere}, ["cannot start "]))
     if room.system != LINUX:
-        wanted += [({"Params": [bat, word]}, ["batch file", repr(word), "cmd.exe"]) for word in ("a&b", "%PATH%", 'a"b')]
-        wanted.append(({"Params": ["echoes", "x|y"]}, ["batch file", "'x|y'"]))  # here, by an extension it may leave out
+        for path, word in ((bat, "a&b"), (bat, "%PATH%"), (bat, 'a"b'), ("echoes", "x|y")):  # found with its extension
+            wanted.append(({"Params": [path, word]}, ["batch file", repr(word), "cmd.exe"]))
     for job, (_, words) in zip(room.run(*[record for record, _ in wanted]), wanted):
         assert (job["Status"], job["ExitStatus"]) == ("failed", -8), job
         assert all(word in job["Comment"] for word in words) and len(job["Comment"].splitlines()) == 1, job["Comment"]
@@ -233,29 +250,33 @@ def test_what_cannot_be_started_has_failed_with_minus_8_and_a_comment_that_says_
 
 
 WORDS = [
-    "", "two words", "  ", "'", '"', '\\"', '"a b"', "C:\\dir\\", "C:\\with blank\\", "\\\\host\\share", "a\\\\\"b", "a&b",
-    "a|b", "%PATH%", "!x!", "^", "<x>", "$HOME", "*", "?", "/c", "--", "line\nline\r\n", "\t", "é ü ß", "日本語", "😀",
-    "x" * 10_000, "\\",
+    "", "two words", "  ", "'", '"', '\\"', '"a b"', "C:\\dir\\", "C:\\with blank\\", "\\\\host\\share", "a\\\\\"b",
+    "a&b", "a|b", "%PATH%", "!x!", "^", "<x>", "$HOME", "*", "?", "/c", "--", "line\nline\r\n", "\t", "é ü ß",
+    "日本語", "😀", "x" * 10_000, "\\",
 ]  # fmt: skip
 GIVEN = """if True:
     import json, os, sys
     print(json.dumps([sys.argv[1:], os.getcwd(), os.environ["A b"], "PATH" in os.environ, sys.stdin.read()]))"""
-BYTES = b"line\r\nline\n\r\xff\x00\x1a\xe2\x82" * 6000  # more than the 64 KiB that are kept; 0x1a ends a text on Windows
-PRINT = "import sys; data = bytes.fromhex(sys.argv[1]) * 6000; sys.stdout.buffer.write(data); sys.stderr.buffer.write(data[:9])"
+PIECE = b"line\r\nline\n\r\xff\x00\x1a\xe2\x82"  # 0x1a ends a text on Windows
+PRINT = """if True:
+    import sys
+    data = bytes.fromhex(sys.argv[1]) * 6000
+    sys.stdout.buffer.write(data)
+    sys.stderr.buffer.write(data[:9])"""
 
 
 def test_params_env_and_workdir_come_to_a_job_to_the_letter_and_its_output_back_byte_for_byte(room):
     os.mkdir(room.lab.path("work dir é日"))
     workdir = native(room.lab.path("work dir é日"), room.system)
     given = {"Params": [*room.python, "-c", GIVEN, *WORDS], "WorkDir": workdir, "Env": {"A b": "c  %PATH% é日"}}
-    printer = {"Params": [*room.python, "-c", PRINT, BYTES[: len(BYTES) // 6000].hex()]}
+    printer = {"Params": [*room.python, "-c", PRINT, PIECE.hex()]}
     job, printed = room.run(given, printer)
     assert (job["Status"], printed["Status"]) == ("finished", "finished"), (job, printed)
     answer = json.loads(room.command("qcat", job["Number"], system=LINUX).stdout)
     assert answer == [WORDS, workdir, "c  %PATH% é日", True, ""]
     for system in (LINUX, room.desk):
-        assert room.command("qcat", printed["Number"], system=system).stdout == BYTES[-64 * 1024 :]
-    assert room.command("qcat", "-e", printed["Number"]).stdout == BYTES[:9]
+        assert room.command("qcat", printed["Number"], system=system).stdout == (PIECE * 6000)[-64 * 1024 :]
+    assert room.command("qcat", "-e", printed["Number"]).stdout == PIECE[:9]
 
 
 def test_qsub_typed_on_windows_gives_words_to_the_letter_waits_and_exits_with_the_jobs_status(room):
@@ -316,7 +337,7 @@ def test_a_second_client_on_the_same_spool_is_refused_with_one_line(room):
 
 STEP = """if True:
     import os, sys, time
-    open("runs", "a").write(sys.argv[1] + "\\n")
+    open("runs-of-" + sys.argv[1], "a").write("x")
     while not os.path.exists(sys.argv[1]): time.sleep(0.05)
     sys.exit(int(sys.argv[2]))"""
 
@@ -324,22 +345,22 @@ STEP = """if True:
 def test_a_windows_client_killed_stopped_and_upgraded_reports_how_each_of_its_jobs_ended(lab, tmp_path_factory):
     server = lab.server()
     with WindowsLab(str(tmp_path_factory.mktemp("desktop"))) as desktop:
-        spool, runs = desktop.path("jobrunner-spool"), desktop.path("runs")
+        jobs = desktop.path("jobrunner-spool", "jobs")
         python, mark = [EXE["3.8"], "-S", "-E", "-c"], native(desktop.folder)
         client = desktop.client(server, max_jobs=4, python=python_of("3.8"))
-        names = ("one", "two", "three")
-        numbers = server.add(*[[*python, STEP, name, code, mark] for name, code in zip(names, ("3", "-1073741819", "0"))])
-        (limited,) = server.add({"Params": [*python, STEP, "never", "0", mark, "limited"], "Runtime": 4})
-        until(lambda: len(read(runs).split()) == 4, "four jobs to run")
-        taskkill(int(read(os.path.join(spool, "lock"))), desktop.folder)
+        steps = (("one", "3"), ("two", "-1073741819"), ("three", "0"))  # 0xC0000005, as sys.exit takes it
+        numbers = server.add(*[[*python, STEP, name, code, mark] for name, code in steps])
+        (limited,) = server.add({"Params": [*python, STEP, "never", "0", mark, "limited"], "Runtime": 3})
+        runs = [desktop.path("runs-of-" + name) for name in ("one", "two", "three", "never")]
+        until(lambda: all(map(read, runs)), "four jobs to run")
+        taskkill(read(desktop.path("jobrunner-spool", "lock")).strip(), desktop.folder)
         assert client.wait(PATIENCE) != 0
 
         desktop.write("one", "")  # ends while there is no client
-        logs = lambda: [read(os.path.join(spool, "jobs", name, "log")) for name in os.listdir(os.path.join(spool, "jobs"))]  # noqa: E731
-        until(lambda: any('"ExitStatus": 3' in text for text in logs()), "the keeper to note its end")
-        client = desktop.client(
-            server, "--until-eof", "--kill-delay", "1", max_jobs=4, python=python_of("3.13"), stdin=subprocess.PIPE, log="eof.log"
-        )
+        logs = [os.path.join(jobs, name, "log") for name in os.listdir(jobs)]
+        until(lambda: any('"ExitStatus": 3' in read(path) for path in logs), "the keeper to note its end")
+        flags, newer = ("--until-eof", "--kill-delay", "1"), python_of("3.13")
+        client = desktop.client(server, *flags, max_jobs=4, python=newer, stdin=subprocess.PIPE, log="eof.log")
         assert server.over(numbers[0])["ExitStatus"] == 3
         desktop.write("two", "")  # ends under another client than it was started by
         assert server.over(numbers[1])["ExitStatus"] == 0xC0000005
@@ -354,14 +375,22 @@ def test_a_windows_client_killed_stopped_and_upgraded_reports_how_each_of_its_jo
         desktop.write("three", "")
         assert [server.over(number)["Status"] for number in numbers] == ["failed", "failed", "finished"]
         assert [server.job(number)["RunCount"] for number in numbers] == [1, 1, 1]
-        assert sorted(read(runs).split()) == ["never", "one", "three", "two"]  # each was run once
-        until(lambda: not os.listdir(os.path.join(spool, "jobs")), "the folders to go")
+        assert list(map(read, runs)) == ["x", "x", "x", "x"]  # each was run once
+        until(lambda: not os.listdir(jobs), "the folders to go")
+
+
+BUCKETS = ("Available", "Leased", "Finished", "Held")
+
+
+def ids(database):
+    return {bucket: set(database[bucket]) for bucket in BUCKETS}
 
 
 def test_a_windows_server_keeps_its_database_to_itself_loses_nothing_when_killed_and_leaves_it_whole(windows_lab, lab):
     server = windows_lab.server(python=python_of("3.8"))
     numbers = server.add({"Params": ["ä 日本", "a&b"], "Name": "é"}, ["b"], ["c"])
-    second = windows_lab.popen("server.py", "--port", 0, "--db", "jobs.json", python=python_of("3.13"), log="second.log")
+    flags = ("--port", 0, "--db", "jobs.json")
+    second = windows_lab.popen("server.py", *flags, python=python_of("3.13"), log="second.log")
     assert second.wait(PATIENCE) == 1
     (line,) = windows_lab.log("second.log").splitlines()
     owner = read(server.db + ".lock").strip()
@@ -369,22 +398,20 @@ def test_a_windows_server_keeps_its_database_to_itself_loses_nothing_when_killed
 
     taskkill(owner, windows_lab.folder)
     assert server.process.wait(PATIENCE) != 0
-    server = windows_lab.server(python=python_of("3.13"))
+    server = windows_lab.server("--until-eof", stdin=subprocess.PIPE, python=python_of("3.13"))
     assert server.post("/delete", {"IDs": [str(numbers[1])]})[0] == 200
     leased = server.get("/request", hostname="pc")[1]
     assert leased["Params"] == ["ä 日本", "a&b"]
-    before = server.get("/dump")[1]
-    assert [len(before[bucket]) for bucket in ("Available", "Leased", "Finished", "Held")] == [1, 1, 1, 0]
+    before = ids(server.get("/dump")[1])
+    assert [len(before[bucket]) for bucket in BUCKETS] == [1, 1, 1, 0]
 
     done = command("3.8", windows_lab.folder, "qterm", "--server", server.url)
     assert (done.returncode, done.stderr) == (0, b"")
     assert server.process.wait(PATIENCE) == 0
     left = {name for name in os.listdir(windows_lab.folder) if name.startswith("jobs.json")}
     assert left <= {"jobs.json", "jobs.json.lock"}
-    database = json.loads(read(server.db))
-    assert {bucket: set(database[bucket]) for bucket in before} == {bucket: set(before[bucket]) for bucket in before}
-    moved = lab.server("--requeue-after", "0", db=server.db)  # a Linux server takes it as it is
-    assert {bucket: list(jobs) for bucket, jobs in moved.get("/dump")[1].items()} == {b: list(j) for b, j in before.items()}
+    assert ids(json.loads(read(server.db))) == before
+    assert ids(lab.server(db=server.db).get("/dump")[1]) == before  # a Linux server takes it as it is
 
 
 @pytest.mark.parametrize("version", ["3.8", "3.13"])
@@ -413,4 +440,4 @@ def test_a_job_that_works_longer_than_the_time_for_the_dead_goes_on(watched):
     server, numbers = watched
     job = server.over(numbers["works de"])
     assert (job["Status"], job["ExitStatus"], job["RunCount"]) == ("finished", 0, 1), job
-    assert job["CpuTimeUsed"] >= 5 and sum(job["CPUUsed"]) > 0
+    assert job["CpuTimeUsed"] >= 2 and sum(job["CPUUsed"]) > 0
