@@ -1524,6 +1524,7 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 if __name__ == "__main__":
     code = main()
-    sys.stdout.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # pythonw.exe has neither
+        stream.flush()
     # Not sys.exit: that would wait for a poller that the server holds open for half a minute.
     os._exit(code)

@@ -799,8 +799,8 @@ class FileLock:
             self.file.seek(0)
             owner = self.file.read(32).decode("ascii", "replace").strip()
             self.file.close()
-            if error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
-                raise
+            if not WINDOWS and error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise  # msvcrt.locking fails for no other reason, and does not always say even this one
             raise FileLock.Busy(f"process {owner or 'unknown'}") from None
         self.file.truncate(0)
         self.file.write(b"%d\n" % os.getpid())
@@ -964,7 +964,7 @@ def when_input_ends(action: Callable[[], None]) -> None:
     import threading
 
     def wait() -> None:
-        while sys.stdin.buffer.read(4096):
+        while os.read(0, 4096):  # not sys.stdin's own, whose lock must be free when the program ends before its input
             pass
         action()
 
