@@ -463,7 +463,9 @@ class Job:
         """This job with one more usage sample, of the last `seconds`; when full, every second one goes and the step
         doubles, and from then on samples are passed over until a whole step has gone by."""
         step, skipped, max_mem = self.sample_seconds or seconds, self.sample_skipped + seconds, max(self.max_mem, mem)
-        if self.cpu_used and skipped + seconds / 2 < step:
+        if len(self.cpu_used or ()) < MAX_SAMPLES // 2:
+            step = min(step, seconds)  # none has gone yet, and the first may have come late
+        elif skipped + seconds / 2 < step:
             return self.but(sample_skipped=skipped, max_mem=max_mem)
         cpus, mems, skipped = (self.cpu_used or []) + [cpu], (self.mem_used or []) + [mem], 0
         if len(cpus) > MAX_SAMPLES:

@@ -460,6 +460,13 @@ def test_when_256_are_full_every_second_one_goes_and_the_step_doubles():
     assert full.sample_seconds == 120
 
 
+def test_no_sample_is_passed_over_because_the_first_one_came_late():
+    late = job(State.RUNNING).sampled(0, 1, 100)
+    for number in range(1, 4):
+        late = late.sampled(number, 1, 60)
+    assert (late.cpu_used, late.sample_seconds) == ([0, 1, 2, 3], 60)
+
+
 def test_the_peak_of_memory_outlives_its_sample():
     peak = sampled(1).sampled(0, 10**9, 60)
     for _ in range(600):
