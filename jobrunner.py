@@ -727,10 +727,16 @@ def _unfinished(database: Dict[str, Any], what: str) -> List[Dict[str, Any]]:
 
 def _read_lines(data: bytes, what: str, not_whole: BadRequest) -> List[Dict[str, Any]]:
     """JSON Lines; if not even the first line is JSON by itself, the fault is the one found reading it whole."""
+    jobs: List[Any] = []
+    lines = [(at, line) for at, line in enumerate(data.splitlines(), 1) if line.strip()]
+    try:  # as one list, which takes a third of the time; where something is wrong, line by line, to say in which
+        jobs = from_json(b"[" + b",".join(line for _, line in lines) + b"]")
+        if len(jobs) == len(lines):
+            return jobs
+    except BadRequest:
+        pass
     jobs = []
-    for at, line in enumerate(data.splitlines(), 1):
-        if not line.strip():
-            continue
+    for at, line in lines:
         try:
             jobs.append(from_json(line, f"{what} line {at}"))
         except BadRequest:
@@ -1070,7 +1076,10 @@ def qsub(options: argparse.Namespace, api: ServerApi) -> int:
     if options.file and options.argv:
         raise WrongUsage("give either --file or a command after --, not both")
     if options.file:
-        jobs = [{**given, **job} if isinstance(job, dict) else job for job in read_jobs(options.file)]
+        jobs = read_jobs(options.file)
+        for job in jobs:
+            for key, value in given.items() if isinstance(job, dict) else ():
+                job.setdefault(key, value)
     elif options.argv:
         jobs = [{**given, "Params": options.argv}]
     elif options.words:
