@@ -547,21 +547,22 @@ def _check_word(key: str, value: Any) -> str:
 
 
 def _check_argv(key: str, value: Any) -> List[str]:
-    if not isinstance(value, list):
-        raise BadRequest(f"{key} must be a list of text, not {_kind(value)}")
-    for place, word in enumerate(value):
-        if type(word) is not str or "\0" in word:
-            _check_text(f"{key}[{place}]", word)
-    if not value or not value[0]:
-        raise BadRequest(f"{key} {'is empty' if not value else 'starts with an empty text'}: give the program to run")
-    # the same few words stand in thousands of jobs: keep one copy of each
-    return [sys.intern(word) for word in value]
+    words = _check_texts(key, value)
+    if not words or not words[0]:
+        raise BadRequest(f"{key} {'is empty' if not words else 'starts with an empty text'}: give the program to run")
+    return words
 
 
 def _check_texts(key: str, value: Any) -> List[str]:
     if not isinstance(value, list):
         raise BadRequest(f"{key} must be a list of text, not {_kind(value)}")
-    return [_check_text(f"{key}[{place}]", word) for place, word in enumerate(value)]
+    try:
+        words = list(map(sys.intern, value))  # the same few words stand in thousands of jobs: one copy of each
+        if "\0" not in "".join(words):
+            return words
+    except TypeError:
+        pass
+    return [_check_text(f"{key}[{place}]", word) for place, word in enumerate(value)]  # says which it is
 
 
 def _check_env(key: str, value: Any) -> Dict[str, str]:
