@@ -23,6 +23,7 @@ Sections: settings, the database file, the store, nodes, the queue, answers and 
 
 import argparse
 import collections
+import contextlib
 import errno
 import functools
 import gc
@@ -2244,7 +2245,8 @@ def tune() -> None:
     """Sets the process up for a server with many threads, before there are any."""
     if hasattr(os, "sched_setaffinity"):
         # Threads that run on several cores fight for the interpreter's lock: held to one they answer twice as much.
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        with contextlib.suppress(OSError):  # where that is forbidden it is merely slower
+            os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     sys.setswitchinterval(0.001)  # or a request waits 5 ms for each turn while the snapshot is being made
     # JSON nested as deeply as Python lets it be needs 2 MB of stack; what is not touched takes no memory.
     threading.stack_size(8 << 20)
