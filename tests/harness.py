@@ -32,6 +32,20 @@ def until(condition, what="it to happen", patience=PATIENCE):
         time.sleep(0.02)
 
 
+def read(path):
+    """What is in a file, "" while there is none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def shell(script, *arguments):
+    """The Params of a job that is a piece of sh; the arguments are its $1, $2 ..."""
+    return ["sh", "-c", script, "sh", *arguments]
+
+
 def alive(pid):
     """True if the process exists and is no zombie."""
     try:

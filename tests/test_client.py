@@ -16,7 +16,7 @@ import urllib.parse
 
 import pytest
 
-from harness import PATIENCE, ROOT, Lab, alive, until
+from harness import Lab, PATIENCE, ROOT, alive, read, shell, until
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals, sh and /proc: Windows has a file of its own")
 
@@ -27,19 +27,6 @@ ARGV = "import json, sys; print(json.dumps(sys.argv[1:]))"
 def python(code, *arguments):
     """The Params of a job that is a piece of Python."""
     return [sys.executable, "-S", "-E", "-c", code, *arguments]
-
-
-def shell(script, *arguments):
-    return ["sh", "-c", script, "sh", *arguments]
-
-
-def read(path):
-    """What is in a file, "" while there is none."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except OSError:
-        return ""
 
 
 def pids(path):

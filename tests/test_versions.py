@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from harness import PATIENCE, ROOT, alive, until
+from harness import PATIENCE, ROOT, alive, read, shell, until
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals, sh and /proc: Windows has a file of its own")
 
@@ -51,19 +51,6 @@ def python(which):
         here = " and ".join("Python %d.%d" % version for version in found) or "no Python"
         pytest.skip(f"the {which} Python: only {here} of 3.8 to 3.13 was found here")
     return found[min(found) if which == "oldest" else max(found)]
-
-
-def shell(script, *arguments):
-    return ["sh", "-c", script, "sh", *arguments]
-
-
-def read(path):
-    """What is in a file, "" while there is none."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except OSError:
-        return ""
 
 
 # A shell, its child and its grandchild, none of which minds TERM; writes the three process numbers.

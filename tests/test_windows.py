@@ -16,7 +16,7 @@ import uuid
 
 import pytest
 
-from harness import PATIENCE, ROOT, Lab, until
+from harness import Lab, PATIENCE, ROOT, read, until
 
 WINPY = os.path.normpath(os.path.join(ROOT, "..", "shared", "windows", "winpy"))
 LINUX = "linux"
@@ -65,15 +65,6 @@ def bearing(word):
         except OSError:
             pass  # it has ended meanwhile
     return found
-
-
-def read(path):
-    """What is in a file, "" while there is none."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except OSError:
-        return ""
 
 
 def end(process):
