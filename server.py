@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
 """jobrunner server -- keeps the queue:  python server.py --port 8088
 
-    HTTP request -> Handler -> ROUTES -> Queue (the rules, one lock) -> Store (jobs.json and its journal)
+    HTTP request -> Front, Handler -> ROUTES -> Queue (the rules, one lock) -> Store (jobs.json and its journal)
 
 Queue    holds every job, changes jobs only through jobrunner.TRANSITIONS, and never sees a request.
 Store    writes and reads, and never judges a state.
-Handler  finds the route, reads the body, calls, answers.
+Handler  reads a request, calls its route, answers; a thread for each connection.
+Front    does so in one thread for the connections that send nothing but small GETs.
 
 An answer means it is on disk.  Every public Queue method that changes jobs takes the lock, appends the change to the
 journal's open batch, lets go of the lock, and returns the batch with its result: the answer is sent when the batch is
-written.  Whoever waits first writes it for all who came meanwhile, so requests that wait together share one fsync, and
-then sends their answers too, so that their threads need not be woken for that.  A batch that cannot be written (full
-disk) is undone: jobs are never changed, only replaced, so the former ones are simply put back.
+written.  Whoever waits first writes it for all who came meanwhile, so requests that wait together share one fsync.  A
+batch that cannot be written (full disk) is undone: jobs are never changed, only replaced, so the former ones are simply
+put back.
 
 The snapshot (jobs.json) is written in the background from a list of jobs taken under the lock; what changes from then
 on goes to the next journal.  Start = snapshot + the journals not older than it.
@@ -888,7 +889,7 @@ class Queue:
         with self.lock:
             node = self._node(wish.host, str(wish.info.get("Client") or ""), original=False)
             node.describe(wish.info)
-            reported, batch = self._take_reports(reports)
+            reported, taken = self._take_reports(reports)
             mine, signals = Poll(wish.number, wish.slots), []
             if node.is_new_session(wish.info):
                 self._forget_refusals(node.host)
@@ -898,7 +899,7 @@ class Queue:
                 signals = self._renew(node, wish.running)
                 mine.slots -= self._settle_polls(node, wish)
             node.polls.append(mine)
-            batch = batch or self.store.unwritten()
+            batch = self.store.unwritten()
         jobs: List[Job] = []
         try:
             first = True
@@ -919,6 +920,9 @@ class Queue:
             with self.lock:
                 node.polls.remove(mine)
                 node.last_seen = self.clock()
+        # The lock was let go between the two: what fails to be written of the first must not be acknowledged because
+        # the second could be.  What was leased then is found out by the client's next request (_settle_polls).
+        self.store.wait(taken)
         reply = {"Jobs": [job.to_record() for job in jobs], "Signals": signals, "Drain": False}
         if reports:
             reply["Reported"] = reported

@@ -6,6 +6,7 @@ runs unchanged under a Python whose os.fsync (or each of the calls that change t
 """
 
 import concurrent.futures
+import errno
 import glob
 import http.client
 import itertools
@@ -917,3 +918,52 @@ def test_a_second_server_on_the_same_database_is_refused_while_the_first_goes_on
     assert words_of(server) == ["a", "b", "c"]
     assert server.stop() == 0
     assert len(json.loads(read(lab.path("jobs.json")))["Available"]) == 3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A report and the next lease in one request
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Between:
+    """A Queue's lock that does something once, right after it was let go for the first time since `armed`."""
+
+    def __init__(self, lock):
+        self.lock, self.armed = lock, None
+
+    def __enter__(self):
+        self.lock.acquire()
+
+    def __exit__(self, *_):
+        self.lock.release()
+        action, self.armed = self.armed, None
+        if action:
+            action()
+
+
+def test_a_report_that_could_not_be_written_is_not_acknowledged_with_the_lease_that_could(tmp_path, monkeypatch):
+    import server as module
+
+    queue = module.Queue(module.Store(str(tmp_path / "jobs.json")))
+    queue.load()
+    queue.store.wait(queue.add([{"Params": ["first"]}, {"Params": ["second"]}])[1])
+    reply, batch = queue.poll({"Hostname": "h", "Slots": 1}, lambda: True)
+    queue.store.wait(batch)
+    (run,) = reply["Jobs"]
+
+    def full(data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def disk_is_full_for_a_moment():
+        with monkeypatch.context() as patch:
+            patch.setattr(queue.store, "_append", full)
+            with pytest.raises(module.DiskFailed):
+                queue.store.wait(queue.store.unwritten())
+
+    queue.lock = Between(queue.lock)
+    queue.lock.armed = disk_is_full_for_a_moment
+    report = {"ID": run["ID"], "Lease": run["Lease"], "Hostname": "h", "ExitStatus": 0}
+    with pytest.raises(module.DiskFailed):
+        queue.poll({"Hostname": "h", "Slots": 1, "Reports": [report]}, lambda: True)
+    assert queue.find("1").state is module.State.RUNNING  # undone: so its client must report it again
+    queue.stop()
