@@ -55,16 +55,25 @@ def taskkill(number, folder):
 
 
 def bearing(word):
-    """The processes, as Linux numbers them, that have this text in their command line."""
-    found = []
+    """{number: command line} of the processes, as Linux numbers them, that have this text in theirs."""
+    found = {}
     for number in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{number}/cmdline", "rb") as file:
-                if word.encode() in file.read():
-                    found.append(int(number))
+                line = file.read()
         except OSError:
-            pass  # it has ended meanwhile
+            continue  # it has ended meanwhile
+        if word.encode() in line:
+            found[int(number)] = line.decode("utf-8", "replace")
     return found
+
+
+def gone(*words):
+    """Waits until no process bears one of these texts, which must be nobody else's: say uuids."""
+    try:
+        until(lambda: not any(map(bearing, words)), "what the jobs started to be gone")
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {[bearing(word) for word in words]}") from None
 
 
 def end(process):
@@ -309,7 +318,7 @@ def test_past_its_walltime_or_deleted_a_job_is_gone_and_so_is_all_it_started(roo
     end = room.server.over(timeout)
     assert (end["Status"], end["ExitStatus"]) == ("timeout", -11)
     assert read(room.lab.path(words["timeout"])) == "xxx"  # a job, its child and its grandchild were there
-    until(lambda: not any(map(bearing, words.values())), "what the jobs started to be gone")
+    gone(*words.values())
 
 
 def test_a_second_client_on_the_same_spool_is_refused_with_one_line(room):
@@ -337,11 +346,11 @@ def test_a_windows_client_killed_stopped_and_upgraded_reports_how_each_of_its_jo
     server = lab.server()
     with WindowsLab(str(tmp_path_factory.mktemp("desktop"))) as desktop:
         jobs = desktop.path("jobrunner-spool", "jobs")
-        python, mark = [EXE["3.8"], "-S", "-E", "-c"], native(desktop.folder)
+        python, mark, word = [EXE["3.8"], "-S", "-E", "-c"], native(desktop.folder), uuid.uuid4().hex
         client = desktop.client(server, max_jobs=4, python=python_of("3.8"))
         steps = (("one", "3"), ("two", "-1073741819"), ("three", "0"))  # 0xC0000005, as sys.exit takes it
         numbers = server.add(*[[*python, STEP, name, code, mark] for name, code in steps])
-        (limited,) = server.add({"Params": [*python, STEP, "never", "0", mark, "limited"], "Runtime": 3})
+        (limited,) = server.add({"Params": [*python, STEP, "never", "0", mark, word], "Runtime": 3})
         runs = [desktop.path("runs-of-" + name) for name in ("one", "two", "three", "never")]
         until(lambda: all(map(read, runs)), "four jobs to run")
         taskkill(read(desktop.path("jobrunner-spool", "lock")).strip(), desktop.folder)
@@ -357,7 +366,7 @@ def test_a_windows_client_killed_stopped_and_upgraded_reports_how_each_of_its_jo
         assert server.over(numbers[1])["ExitStatus"] == 0xC0000005
         late = server.over(limited)
         assert (late["Status"], late["ExitStatus"]) == ("timeout", -11)
-        until(lambda: not bearing("limited"), "the late one to be gone")
+        gone(word)
 
         client.stdin.close()
         assert client.wait(PATIENCE) == 0
