@@ -5,13 +5,14 @@ Read this first: a job's whole life is here.
 
       add           request         finish | timeout | dead
     -------> [Q] ------------> [R] ------------------------> [F]
-             ^ |                |
-     release | | hold           | lease ran out, refused, or given back
-             | v                v
-             [H]               [Q] again, or [F] lost if it must not run twice
+             ^ |                |                             |
+     release | | hold           | lease ran out, refused,     | rerun
+             | v                v given back, or to be retried v
+             [H]               [Q] again, or [F] lost        [Q]
 
-    [W] waits for its start time and becomes [Q] then.  Any of Q, H, W is deleted straight to [F];
-    a job that is R is first ended by its client.  One that was lost becomes R again if its client turns up with it.
+    [H] is held by a person, by the system, or by a dependency; [W] waits for its start time and becomes [Q] then.
+    Any of Q, H, W is deleted or aborted straight to [F]; a job that is R is first ended by its client, unless that is
+    forced.  One that was lost becomes R again if its client turns up with it.
 
 Deployed by copying: the server's machine needs jobrunner.py and server.py, a client's machine jobrunner.py and
 client.py, a user's machine this file alone.  server.py and client.py import this file and never each other.
@@ -72,16 +73,30 @@ TRANSITIONS = {
     (State.QUEUED,   "lease"):    State.RUNNING,
     (State.QUEUED,   "hold"):     State.HELD,
     (State.QUEUED,   "wait"):     State.WAITING,
+    (State.QUEUED,   "alter"):    State.QUEUED,
+    (State.QUEUED,   "move"):     State.QUEUED,
     (State.QUEUED,   "delete"):   State.FINISHED,
+    (State.QUEUED,   "abort"):    State.FINISHED,
+    (State.HELD,     "hold"):     State.HELD,      # held by a dependency, now by a person too
     (State.HELD,     "release"):  State.QUEUED,
+    (State.HELD,     "alter"):    State.HELD,
+    (State.HELD,     "move"):     State.HELD,
     (State.HELD,     "delete"):   State.FINISHED,
+    (State.HELD,     "abort"):    State.FINISHED,
     (State.WAITING,  "ready"):    State.QUEUED,
     (State.WAITING,  "hold"):     State.HELD,
+    (State.WAITING,  "alter"):    State.WAITING,
+    (State.WAITING,  "move"):     State.WAITING,
     (State.WAITING,  "delete"):   State.FINISHED,
+    (State.WAITING,  "abort"):    State.FINISHED,
+    (State.RUNNING,  "alter"):    State.RUNNING,
     (State.RUNNING,  "end"):      State.FINISHED,
     (State.RUNNING,  "lose"):     State.FINISHED,
     (State.RUNNING,  "requeue"):  State.QUEUED,
-    (State.RUNNING,  "delete"):   State.RUNNING,   # until its client has ended it
+    (State.RUNNING,  "delete"):   State.RUNNING,   # until its client has ended it, and so the next two
+    (State.RUNNING,  "abort"):    State.RUNNING,
+    (State.RUNNING,  "rerun"):    State.RUNNING,
+    (State.RUNNING,  "force"):    State.FINISHED,  # deleted without waiting for its client
     (State.FINISHED, "recover"):  State.RUNNING,   # it was lost, and turned up after all
     (State.FINISHED, "rerun"):    State.QUEUED,
 }  # fmt: skip
@@ -100,6 +115,8 @@ EXIT_CPUTIME = -12
 EXIT_DEAD = -101
 EXIT_REFUSED = -102
 EXIT_LOST = -103
+EXIT_DEPENDENCY = -104
+EXIT_ABORTED = -105
 EXIT_SIGNALLED = 256
 EXIT_WORDS = {
     EXIT_NOT_STARTED: "could not be executed",
@@ -110,8 +127,8 @@ EXIT_WORDS = {
     EXIT_DEAD: "dead",
     EXIT_REFUSED: "refused by every client",
     EXIT_LOST: "host lost and job not rerunnable",
-    -104: "dependency can never be met",
-    -105: "aborted with its array",
+    EXIT_DEPENDENCY: "dependency can never be met",
+    EXIT_ABORTED: "aborted with its array",
 }
 
 
@@ -304,13 +321,21 @@ FIELDS = tuple(
         ("owner", "Owner", "text", True),
         ("stdout", "StdOut", "text", True),
         ("stderr", "StdErr", "text", True),
+        ("join", "Join", "join", True),
+        ("script", "Script", "text", True),
+        ("script_name", "ScriptName", "text", True),
+        ("shell", "Shell", "text", True),
+        ("submit_dir", "SubmitDir", "text", True),
         ("start_after", "StartAfter", "time", True),
         ("depend", "Depend", "texts", True),
         ("hold", "Hold", "bool", True),
         ("rerunable", "Rerunable", "bool", True),
         ("retries", "Retries", "count", True),
+        ("retried", "Retried", "int", False),
+        ("failed_on", "FailedOn", "texts", False),
         ("comment", "Comment", "text", False),
         ("submit_time", "SubmitTime", "time", False),
+        ("queue_time", "QueueTime", "time", False),
         ("host", "Host", "text", False),
         ("start_time", "StartTime", "time", False),
         ("expiry", "Expiry", "time", False),
@@ -327,6 +352,7 @@ FIELDS = tuple(
         ("sample_skipped", "SampleSkipped", "int", False),
         ("cpu_time_used", "CpuTimeUsed", "number", False),
         ("max_mem", "MaxMem", "int", False),
+        ("history", "History", "history", False),
     )
 )
 FIELD_OF_NAME = {field.name: field for field in FIELDS}
@@ -352,20 +378,28 @@ class Job:
     workdir       text   directory to run in; "" = the client's
     owner         text   user@host, as the submitter says
     stdout        text   path on the client; "" = in its spool; stderr likewise
+    join          text   "oe": stderr goes where stdout goes, "eo": the other way round; "" = neither
+    script        text   what to run, put into a file on the client; "" = params are the command
+    script_name   text   the file's name where it came from; the end of it says on Windows what runs it
+    shell         text   what runs the script; "" = its #! line, or /bin/sh
+    submit_dir    text   where it was submitted from, on the submitter's machine
     start_after   time   not before; None = at once
-    depend        [str]  reserved
-    hold          bool   submitted held
+    depend        [str]  what it still waits for, as `afterok:17`, one target each
+    hold          bool   held by a person, or by the system
     rerunable     bool   may run again after its host is lost
-    retries       int    reserved
+    retries       int    how often it is run again after a failure
+    retried       int    how often it has been
+    failed_on     [str]  the clients it failed on, which are to be its last resort
     comment       text   why it is where it is, for a person
     submit_time   time   when it was added
+    queue_time    time   when it last became ready to run; None = when it was added
     host          text   who has it, or had it last
     start_time    time   when the latest run began; None = not yet
     expiry        time   when the lease ends
     lease         text   the run's secret; "" = leased to an original client
     run_count     int    runs so far
     refused_by    [str]  clients that will not run it
-    signal        text   what its client is to do with it: "delete"; "" = nothing
+    signal        text   why its client is to end it: "delete", "abort" or "rerun"; "" = it is not
     end_time      time   when it was over
     status        text   one of STATUSES
     exit_status   int    None = not known
@@ -374,6 +408,7 @@ class Job:
     sample_skipped s     since the last sample that was kept
     cpu_time_used s      total of the tree
     max_mem       bytes  peak of the tree
+    history       [[text, text]]  what happened to it before its latest run: time, one sentence
     extra         {}     keys this version does not know, kept as they came
     """
 
@@ -394,12 +429,20 @@ class Job:
     owner = ""
     stdout = ""
     stderr = ""
+    join = ""
+    script = ""
+    script_name = ""
+    shell = ""
+    submit_dir = ""
     start_after: Optional[float] = None
     depend: List[str] = []
     hold = False
     rerunable = True
     retries = 0
+    retried = 0
+    failed_on: List[str] = []
     comment = ""
+    queue_time: Optional[float] = None
     host = ""
     start_time: Optional[float] = None
     expiry: Optional[float] = None
@@ -416,6 +459,7 @@ class Job:
     sample_skipped = 0
     cpu_time_used: float = 0
     max_mem = 0
+    history: List[List[str]] = []
     extra: Dict[str, Any] = {}
 
     def __init__(self, params: List[str], runtime: int = 0):
@@ -439,7 +483,15 @@ class Job:
     def plain(self) -> bool:
         """True if an original client, which knows only Params and Runtime, would run it as meant."""
         return self.ncpus == 1 and not (
-            self.env or self.workdir or self.requires or self.stdout or self.stderr or self.memory or self.cputime
+            self.env
+            or self.workdir
+            or self.requires
+            or self.stdout
+            or self.stderr
+            or self.join
+            or self.script
+            or self.memory
+            or self.cputime
         )
 
     def but(self, **changes: Any) -> "Job":
@@ -609,6 +661,18 @@ def _check_ints(key: str, value: Any) -> List[int]:
     return [_check_int(f"{key}[{place}]", number) for place, number in enumerate(value)]
 
 
+def _check_join(key: str, value: Any) -> str:
+    if value not in ("", "n", "oe", "eo"):
+        raise BadRequest(f"{key} must be oe, eo or n, not {value!r}")
+    return "" if value == "n" else value
+
+
+def _check_history(key: str, value: Any) -> List[List[str]]:
+    if not isinstance(value, list) or not all(isinstance(line, list) and len(line) == 2 for line in value):
+        raise BadRequest(f"{key} must be a list of [time, sentence]")
+    return [[_check_text(key, moment), _check_text(key, words)] for moment, words in value]
+
+
 def _check_time(key: str, value: Any) -> float:
     return parse_time(_check_text(key, value))
 
@@ -633,6 +697,8 @@ _CHECKS: Dict[str, Callable[[str, Any], Any]] = {
     "ints": _check_ints,
     "number": _check_number,
     "bool": _check_bool,
+    "join": _check_join,
+    "history": _check_history,
     "time": _check_time,
     "state": _check_state,
     "runtime": _check_range(0, MAX_RUNTIME, " seconds (10 years); 0 = no limit"),

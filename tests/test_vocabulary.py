@@ -27,10 +27,12 @@ def job(state=State.QUEUED, **fields):
 
 # Written out a second time on purpose: a change of the table is a change of what is promised.
 LEADS_TO = {
-    "Q": {"lease": "R", "hold": "H", "wait": "W", "delete": "F"},
-    "H": {"release": "Q", "delete": "F"},
-    "W": {"ready": "Q", "hold": "H", "delete": "F"},
-    "R": {"end": "F", "lose": "F", "requeue": "Q", "delete": "R"},
+    "Q": {"lease": "R", "hold": "H", "wait": "W", "alter": "Q", "move": "Q", "delete": "F", "abort": "F"},
+    "H": {"hold": "H", "release": "Q", "alter": "H", "move": "H", "delete": "F", "abort": "F"},
+    "W": {"ready": "Q", "hold": "H", "alter": "W", "move": "W", "delete": "F", "abort": "F"},
+    "R": {
+        "end": "F", "lose": "F", "requeue": "Q", "alter": "R", "delete": "R", "abort": "R", "rerun": "R", "force": "F",
+    },
     "F": {"rerun": "Q", "recover": "R"},
 }
 WORDS = {"Q": "queued", "H": "held", "W": "waiting", "R": "running", "F": "finished"}
@@ -256,13 +258,21 @@ FULL = {
     "Owner": "ann@pc7",
     "StdOut": "o.txt",
     "StdErr": "e.txt",
+    "Join": "oe",
+    "Script": "#!/bin/sh\necho $1\n",
+    "ScriptName": "job.sh",
+    "Shell": "/bin/bash",
+    "SubmitDir": "/home/ann",
     "StartAfter": "2026-11-23T12:00:00.000000Z",
     "Depend": ["afterok:16"],
     "Hold": True,
     "Rerunable": False,
     "Retries": 4,
+    "Retried": 1,
+    "FailedOn": ["pc6"],
     "Comment": "why",
     "SubmitTime": "2026-11-23T12:00:00.250000Z",
+    "QueueTime": "2026-11-23T12:00:00.500000Z",
     "Host": "pc7",
     "StartTime": "2026-11-23T12:00:01.000000Z",
     "Expiry": "2026-11-23T12:11:01.000000Z",
@@ -276,6 +286,7 @@ FULL = {
     "SampleSeconds": 60,
     "CpuTimeUsed": 1.5,
     "MaxMem": 1765376,
+    "History": [["2026-11-23T12:00:00.400000Z", "failed on pc6"]],
 }
 
 
@@ -326,7 +337,7 @@ def test_what_the_original_writes_as_null_is_there_as_null(letter, keys):
 def test_of_a_submitted_job_only_what_its_owner_may_say_is_taken():
     taken = Job.from_record(FULL, submitted=True).to_record()
     may = "Params Runtime Name Queue Priority Memory CpuTime Ncpus Requires Env WorkDir Owner StdOut StdErr StartAfter"
-    may += " Depend Hold Rerunable Retries"
+    may += " Depend Hold Rerunable Retries Join Script ScriptName Shell SubmitDir"
     assert taken == {**{key: FULL[key] for key in may.split()}, "ID": "", "Number": 0, "State": "Q"}
 
 
