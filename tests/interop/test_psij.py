@@ -21,11 +21,11 @@ def flavour(request):
 
 @pytest.fixture
 def make_executor(tmp_path, flavour):
-    """An executor that asks every second, and whose files are the test's."""
+    """An executor that asks often, and whose files are the test's."""
 
     def make():
         config = PBSExecutorConfig(
-            work_directory=tmp_path / "psij", queue_polling_interval=1, initial_queue_polling_delay=0
+            work_directory=tmp_path / "psij", queue_polling_interval=0.3, initial_queue_polling_delay=0
         )
         return psij.JobExecutor.get_instance(flavour, config=config)
 
