@@ -356,6 +356,7 @@ FIELDS = tuple(
     )
 )
 FIELD_OF_NAME = {field.name: field for field in FIELDS}
+FIELD_OF_KEY = {field.key: field for field in FIELDS}
 
 
 class Job:
