@@ -840,26 +840,35 @@ class ArraySpec(NamedTuple):
         """Its jobs, made from the template: the tokens {index} and {item}, or the names in the items, are replaced in
         Params, Env, StdOut and StdErr, once.  They differ from each other in as little memory as they can."""
         job, names = self.template, {"index"}.union(*(item if isinstance(item, dict) else ("item",) for item in items))
-        fill = _filler(names)
+        fill, unset = _filler(names), {name: "{%s}" % name for name in names}
         params, env = [fill(word) for word in job.params], {name: fill(text) for name, text in job.env.items()}
         paths = [(name, fill(getattr(job, name))) for name in ("stdout", "stderr") if getattr(job, name)]
-        first, number = self.id[:24], int(self.id[24:], 16)
-        shared = {key: value for key, value in job.__dict__.items()}
+        own_env = any(formatted for _, formatted in env.values())
+        first, last = self.id[:24], int(self.id[24:], 16) + 1
+        runtime, number, state, submit_time, shared = job.runtime, self.number, job.state, job.submit_time, job.__dict__
+        make = Job.__new__
         for place, index in enumerate(parse_indices(self.indices)):
             item = items[place] if items else {}
-            values = {"index": str(index), **(item if isinstance(item, dict) else {"item": item})}
-            sub = Job.__new__(Job)
-            sub.id = "%s%012x" % (first, (number + index + 1) & 0xFFFFFFFFFFFF)
-            sub.params = [word if type(word) is str else word(values) for word in params]
-            sub.runtime, sub.number, sub.state, sub.submit_time = job.runtime, self.number, job.state, job.submit_time
+            values = {**unset, "index": str(index), **(item if isinstance(item, dict) else {"item": item})}
+            sub = make(Job)
+            sub.id = "%s%012x" % (first, last + index & 0xFFFFFFFFFFFF)
+            sub.params = [text % values if formatted else text for text, formatted in params]
+            sub.runtime, sub.number, sub.state, sub.submit_time = runtime, number, state, submit_time
             own = sub.__dict__
-            own.update(shared)
             own["index"] = index
-            if any(type(text) is not str for text in env.values()):
-                own["env"] = {name: text if type(text) is str else text(values) for name, text in env.items()}
-            for name, path in paths:
-                own[name] = path if type(path) is str else path(values)
+            own.update(shared)
+            if own_env:
+                own["env"] = {name: text % values if formatted else text for name, (text, formatted) in env.items()}
+            for name, (text, formatted) in paths:
+                own[name] = text % values if formatted else text
             yield sub
+
+
+class NewArray(NamedTuple):
+    """An array that is being added, with its subjobs: one change, made at once."""
+
+    spec: ArraySpec
+    jobs: List[Job]
 
 
 _ARRAY_KEYS = {key.lower(): key for key in ("Array", "Items", "MaxRunSubjobs", "MaxFails")}
@@ -881,18 +890,13 @@ def _check_items(items: Any) -> List[Any]:
     return items
 
 
-def _filler(names: Any) -> Callable[[str], Any]:
-    """A function that takes a text to itself if it holds none of the tokens {name}, else to a function from their values
-    to the text with them put in.  Every other brace is data."""
+def _filler(names: Any) -> Callable[[str], Tuple[str, bool]]:
+    """A function that takes a text to (text, False) if it holds none of the tokens {name}, else to a %-format and True.
+    Every other brace is data."""
     token = re.compile("\\{(%s)\\}" % "|".join(sorted(map(re.escape, names))))
 
-    def fill(text: str) -> Any:
-        parts = token.split(text)
-        if len(parts) == 1:
-            return text
-        return lambda values: "".join(
-            values.get(part, "{%s}" % part) if odd else part for part, odd in zip(parts, itertools.cycle((False, True)))
-        )
+    def fill(text: str) -> Tuple[str, bool]:
+        return (token.sub(r"%(\1)s", text.replace("%", "%%")), True) if token.search(text) else (text, False)
 
     return fill
 
@@ -1042,8 +1046,8 @@ class Accounting:
 
 def accounting_lines(old: Any, new: Any) -> Iterator[str]:
     """`RECORD;ID;key=value ...` of a change: none, or one."""
-    if isinstance(new, ArraySpec) and old is None:
-        yield f"Q;{new.number}[];{_pairs({'queue': new.template.queue})}"
+    if isinstance(new, NewArray):
+        yield f"Q;{new.spec.number}[];{_pairs({'queue': new.spec.template.queue})}"
     if not isinstance(new, Job):
         return
     before, after = old.state if old else None, new.state
@@ -1228,9 +1232,7 @@ class Queue:
     def _replay_arrays(self, records: List[Dict[str, Any]]) -> None:
         for record in records:
             spec, items = ArraySpec.from_record(record)
-            self._put(None, spec)
-            for job in spec.subjobs(items):
-                self._put(None, job)
+            self._put(None, NewArray(spec, list(spec.subjobs(items))))
             self.next_number = max(self.next_number, spec.number + 1)
 
     def _replay_limits(self, limits: List[Any]) -> None:
@@ -1333,14 +1335,13 @@ class Queue:
             else:
                 spec = spec._replace(number=job.number, id=job.id, template=job)
                 entry.setdefault("Arrays", []).append({**spec.to_record(), **({"Items": items} if items else {})})
-                changes.append((None, spec))
-                changes += [(None, subjob) for subjob in spec.subjobs(items)]
+                changes.append((None, NewArray(spec, list(spec.subjobs(items)))))
                 things.append(spec)
         with self.lock:
             batch = self._commit(entry, changes)
             waiting = [job for job, _, _ in added if job.depend]
             batch = self._settle([job.id for thing in waiting for job in self._all_of(thing.number)]) or batch
-            self._wake([job for _, job in changes if type(job) is Job])
+            self._wake([job for _, new in changes for job in (new.jobs if isinstance(new, NewArray) else [new])])
         return things, batch
 
     def _submitted(self, record: Any, moment: float, place: int, of: int) -> Tuple[Job, Optional[ArraySpec], List[Any]]:
@@ -1662,10 +1663,7 @@ class Queue:
             return answers, self.store.unwritten()
         batch = self.store.append({"Put": [job.to_record() for job in ended]}, changes)
         batch = self._follow(changes) or batch
-        self._wake([job for job in ended if job.state is State.QUEUED])
-        for job in ended:
-            self._wake_next(job)
-            self._tell_watchers(job)
+        self._tell(changes)
         return answers, batch
 
     def _still_running(self, job: Job, host: str) -> Optional[Job]:
@@ -1916,14 +1914,8 @@ class Queue:
             changes = self._chosen(chosen, event, function)
             batch = self._commit({"Put": [after.to_record() for _, after in changes]}, changes) if changes else None
             batch = self._settle([after.id for _, after in changes if after.depend]) or batch
-            jobs = [self.jobs[job.id] for job, _ in changes]
-            self._wake([job for job in jobs if job.state is State.QUEUED])
-            for host in {job.host for job in jobs if job.state is State.RUNNING}:
-                self._wake_host(host)
-            for job in jobs:
-                self._wake_next(job)
-                self._tell_watchers(job)
-        return jobs, batch
+            self._tell(changes)
+            return [self.jobs[job.id] for job, _ in changes], batch
 
     def _chosen(self, chosen: "Selection", event: str, function: Callable[[Job], Job]) -> Changes:
         """(job, what the function makes of it) for those named one by one, and for those of a group that it does not
@@ -2045,22 +2037,37 @@ class Queue:
         return f"job {thing} {ran}" + ("" if thing.run_count else " and never ran")
 
     def _follow(self, changes: Changes) -> Optional[Batch]:
-        """What follows from jobs having begun or ended; the caller has made the changes and holds the lock."""
-        if not self.awaited and not self.arrays:
-            return None
+        """Makes true what follows from jobs having begun or ended, what follows from that, and so on; the caller has
+        made the changes and holds the lock.  Returns the batch to wait for; None = nothing followed."""
+        batch = None
+        while self.awaited or self.arrays:
+            changes = self._consequences(changes)
+            if not changes:
+                break
+            batch = self.store.append({"Put": [after.to_record() for _, after in changes]}, changes)
+            for old, new in changes:
+                self._put(old, new)
+            self._tell(changes)
+        return batch
+
+    def _consequences(self, changes: Changes) -> Changes:
+        """The next step of `_follow`: arrays that have failed too often now, dependencies that are decided now."""
+        found: Dict[str, Tuple[Job, Job]] = {}
         ids: Dict[str, None] = {}
-        aborted: Changes = []
         for _, new in changes:
             if type(new) is not Job or new.state not in (State.RUNNING, State.FINISHED):
                 continue
+            if new.index is not None and new.state is State.FINISHED:
+                found.update((job.id, (job, after)) for job, after in self._fails_over_limit(self.arrays[new.number]))
             for target in (str(new), f"{new.number}[]") if new.index is not None else (str(new),):
                 for text, waiting in self.awaited.get(target, {}).items():
                     if self._verdict(text) is not None:
                         ids.update(waiting)
-            if new.index is not None and new.state is State.FINISHED:
-                aborted += self._fails_over_limit(self.arrays[new.number])
-        first = self._commit_all(aborted)
-        return self._settle([job_id for job_id in ids if self.jobs[job_id].state is State.HELD]) or first
+        for job in [self.jobs[job_id] for job_id in ids if job_id not in found]:
+            after = self._judged(job)
+            if after is not job:
+                found[job.id] = (job, after)
+        return list(found.values())
 
     def _fails_over_limit(self, array: Array) -> Changes:
         """The end of all other subjobs of an array that has failed too often."""
@@ -2079,16 +2086,21 @@ class Queue:
         return self._moved(job, "abort", **over)
 
     def _commit_all(self, changes: Changes) -> Optional[Batch]:
-        """Makes changes that follow from others, and what follows from them in turn."""
+        """Makes changes that nobody asked for, and tells whoever waits for such."""
         if not changes:
             return None
         batch = self._commit({"Put": [after.to_record() for _, after in changes]}, changes)
+        self._tell(changes)
+        return batch
+
+    def _tell(self, changes: Changes) -> None:
+        """Wakes whoever has been waiting for what the jobs have become."""
         self._wake([after for _, after in changes if after.state is State.QUEUED])
         for _, after in changes:
+            self._wake_next(after)
             self._tell_watchers(after)
-            if after.state is State.RUNNING:
-                self._wake_host(after.host)
-        return batch
+        for host in {after.host for _, after in changes if after.state is State.RUNNING}:
+            self._wake_host(host)
 
     def tick(self) -> None:
         """Everything that only time causes: leases that end, jobs whose start time has come, nodes that fall silent."""
@@ -2111,8 +2123,6 @@ class Queue:
                     else:
                         changes.append((job, self._expired(job)))
             batch = self._commit_all(changes)
-            for _, job in changes:
-                self._wake_next(job)
             for node in self.nodes.values():
                 self._watch_node(node, moment)
         self.store.wait(batch)
@@ -2348,6 +2358,8 @@ class Queue:
         from it: the only place.  Returns the new one."""
         if type(new or old) is Job:
             return self._put_job(old, new)
+        if isinstance(new or old, NewArray):
+            return self._put_new_array(old, new)
         if isinstance(new or old, ArraySpec):
             return self._put_array(old, new)
         return self._put_queue(old, new)
@@ -2432,6 +2444,32 @@ class Queue:
             del self.awaited[target][text]
             if not self.awaited[target]:
                 del self.awaited[target]
+
+    def _put_new_array(self, old: Optional[NewArray], new: Optional[NewArray]) -> Optional[NewArray]:
+        """As `_put_job` for each subjob, but that what they have in common is done once: there may be a million."""
+        if new is None:
+            for job in old.jobs if old else ():
+                self._put_job(job, None)
+            self._put_array(old.spec if old else None, None)
+            return None
+        self._put_array(None, new.spec)
+        array, jobs, ids = self.arrays[new.spec.number], new.jobs, [job.id for job in new.jobs]
+        self.jobs.update(zip(ids, jobs))
+        array.members.update((job.__dict__["index"], job.id) for job in jobs)
+        state, queue = jobs[0].state, jobs[0].queue
+        for counts in (self.counts, self.queue_counts[queue], array.states):
+            counts[state] += len(jobs)
+        if state is State.QUEUED:
+            heap = self.ready.setdefault(self._need(jobs[0]), [])
+            for entry in map(_order, jobs):
+                heapq.heappush(heap, entry)
+        elif state is State.WAITING:
+            for job in jobs:
+                heapq.heappush(self.alarms, (job.start_after or 0, job.id))
+        else:
+            for text in jobs[0].depend:
+                self.awaited.setdefault(text.partition(":")[2], {}).setdefault(text, {}).update(dict.fromkeys(ids))
+        return new
 
     def _put_array(self, old: Optional[ArraySpec], new: Optional[ArraySpec]) -> Optional[ArraySpec]:
         if new is None:
