@@ -19,7 +19,8 @@ on goes to the next journal.  Start = snapshot + the journals not older than it.
 
 Clocks: wall time (seconds since 1970) in records and leases; monotonic time for waiting.
 
-Sections: settings, the database file, the store, nodes, the queue, answers and routes, HTTP, main.
+Sections: settings, the database file, the store, nodes, named queues and arrays, dependencies, accounting, the queue,
+answers and routes, HTTP, main.
 """
 
 import argparse
@@ -48,14 +49,16 @@ import time
 import zlib
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Callable, Deque, Dict, Generator, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Deque, Dict, FrozenSet, Generator, Iterator, List, NamedTuple, Optional, Tuple, Union
 from urllib.parse import unquote_to_bytes
 
 import jobrunner
 from jobrunner import (
     BUCKETS,
     DEFAULT_PORT,
+    EXIT_ABORTED,
     EXIT_DEAD,
+    EXIT_DEPENDENCY,
     EXIT_LOST,
     EXIT_NOT_STARTED,
     EXIT_WALLTIME,
@@ -64,6 +67,7 @@ from jobrunner import (
     VERSION,
     WINDOWS,
     BadRequest,
+    BadState,
     FileLock,
     Job,
     JobrunnerError,
@@ -86,10 +90,14 @@ log = logging.getLogger("server")
 ORIGINAL_LEASE = 600  # s beyond its Runtime that a job stays leased to an original client, which sends no heartbeat
 LONGEST_POLL = 60  # s a /request is held open at most, whatever Wait says
 MAX_STARTS = 20  # a job that was started so often and never ended is held
+RETRIED_STATUSES = ("failed", "dead")  # what Retries are for; who is over a limit would be over it again
+RETRY_FIRST, RETRY_LAST = 30, 3600  # s before the first retry; each pause is twice the one before, up to the last
+MAX_HISTORY = 50  # lines kept of a job's history
 OUTPUT_TAIL = 64 * 1024  # bytes of each output that a report may bring
 SMALL_SNAPSHOT = 16 << 20  # bytes of journal that are worth a snapshot whatever its size
 IDLE_SNAPSHOT = 60  # s after which even a short journal is folded in, where that costs little
 SNAPSHOT_PAUSE = 0.0005  # s between the chunks of a snapshot, as long as making one takes: requests come first
+PAGE = 10000  # jobs in a listing where nobody says how many
 CHUNK = 32  # jobs turned into JSON at a time, so that requests come between
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -243,7 +251,7 @@ class Stopping(JobrunnerError):
     status = 503
 
 
-Changes = List[Tuple[Optional[Job], Optional[Job]]]
+Changes = List[Tuple[Any, Any]]  # of jobs, arrays and named queues: what there was, what there is
 
 
 class Batch:
@@ -279,6 +287,7 @@ class Store:
         self.journal_path = self.path + ".journal"
         self.output_path = self.path + ".output"
         self.undo: Callable[[Callable[[], Changes]], None] = lambda take: None  # the Queue's, see `_failed`
+        self.account: Optional[Callable[[Changes], None]] = None  # is told what has come to the disk
         self.writing = threading.Lock()
         self._mutex = threading.Lock()
         self._open = Batch()
@@ -452,6 +461,8 @@ class Store:
             self._under_way = None
         batch.done = True
         batch.written.set()
+        if self.account and not batch.error:
+            self.account(batch.changes)
 
     def _append(self, data: bytes) -> None:
         if self.journal_bytes == 0:
@@ -588,6 +599,12 @@ def _sync_folder(path: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class UnknownQueue(JobrunnerError):
+    """No queue has that name."""
+
+    status = 404
+
+
 class Poll:
     """One POST /request that is being answered, or held open until there is something to say.
 
@@ -621,6 +638,7 @@ class Node:
         self.client = client
         self.original = original
         self.properties = frozenset([f"host={host}"])
+        self.queues: Optional[FrozenSet[str]] = None  # those it serves; None = all
         self.last_seen = 0.0
         self.slots = 0
         self.down = False
@@ -637,6 +655,8 @@ class Node:
         self.slots = slots if type(slots) is int and slots >= 0 else self.slots
         words = [word for word in words if isinstance(word, str)] if isinstance(words, list) else []
         self.properties = frozenset(words + [f"host={self.host}"])
+        queues = info.get("Queues")
+        self.queues = frozenset(word for word in queues if isinstance(word, str)) if isinstance(queues, list) else None
         self.info = info
 
     def is_new_session(self, info: Dict[str, Any]) -> bool:
@@ -668,24 +688,440 @@ class Node:
 
 
 class Need(NamedTuple):
-    """What a job asks of a client; jobs of the same need wait in the same heap, so a pick looks at heaps, not jobs."""
+    """What a job asks of a client and of the rules; jobs of the same need wait in the same heap, so that a pick looks at
+    heaps, not jobs.
+
+    array      number of its array if that limits how many run at a time; 0 = it does not
+    failed_on  clients that are to be its last resort
+    """
 
     plain: bool
     ncpus: int
     requires: Tuple[str, ...]
     refused_by: Tuple[str, ...]
-
-    @classmethod
-    def of(cls, job: Job) -> "Need":
-        return cls(job.plain, job.ncpus, tuple(job.requires), tuple(job.refused_by))
+    queue: str
+    array: int
+    failed_on: Tuple[str, ...]
 
     def fits(self, node: Node, slots: int) -> bool:
         return (
             self.ncpus <= slots
             and (self.plain or not node.original)
             and node.host not in self.refused_by
+            and (node.queues is None or self.queue in node.queues)
             and node.properties.issuperset(self.requires)
         )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Named queues and arrays: what jobs belong to
+# ---------------------------------------------------------------------------------------------------------------------
+
+DEFAULT_QUEUE = "default"
+
+
+class NamedQueue(NamedTuple):
+    """One of PBS's queues, as `qmgr` makes them.  Never changed, only replaced, as a Job is.
+
+    priority          higher first, before the priorities of the jobs themselves
+    enabled           takes submissions
+    started           lets jobs run
+    max_run           jobs of it that may run at a time; 0 = any number
+    default_walltime  s, of a job that says none; 0 = none
+    max_walltime      s, that a job may ask for; 0 = any
+    """
+
+    name: str
+    priority: int = 0
+    enabled: bool = True
+    started: bool = True
+    max_run: int = 0
+    default_walltime: int = 0
+    max_walltime: int = 0
+
+    def to_record(self) -> Dict[str, Any]:
+        return {key: getattr(self, name) for key, (name, _) in QUEUE_KEYS.items()}
+
+    def altered(self, wish: Any) -> "NamedQueue":
+        """This queue with some attributes set, {"MaxRun": 10}; raises BadRequest."""
+        if not isinstance(wish, dict):
+            raise BadRequest(f"Set must be an object of attributes, not {jobrunner._kind(wish)}")
+        changes = {}
+        for key, value in wish.items():
+            if key not in QUEUE_KEYS or key == "Name":
+                known = ", ".join(known for known in QUEUE_KEYS if known != "Name")
+                raise BadRequest(f"a queue has no {key}: its attributes are {known}")
+            name, kind = QUEUE_KEYS[key]
+            changes[name] = jobrunner._CHECKS[kind](key, value)
+        return self._replace(**changes)
+
+    def admitted(self, job: Job) -> Job:
+        """The job with this queue's walltime; raises BadRequest if it asks for more than the queue gives."""
+        runtime = job.runtime or self.default_walltime or self.max_walltime
+        if self.max_walltime and runtime > self.max_walltime:
+            raise BadRequest(
+                f"queue {self.name} runs jobs of {self.max_walltime} s at most, and this one asks for {runtime} s: ask "
+                "for less, or choose another queue"
+            )
+        return job if runtime == job.runtime else job.but(runtime=runtime)
+
+
+# key in JSON: (attribute, kind of value)
+QUEUE_KEYS = {
+    "Name": ("name", "word"),
+    "Priority": ("priority", "priority"),
+    "Enabled": ("enabled", "bool"),
+    "Started": ("started", "bool"),
+    "MaxRun": ("max_run", "count"),
+    "DefaultWalltime": ("default_walltime", "runtime"),
+    "MaxWalltime": ("max_walltime", "runtime"),
+}
+
+
+MAX_SUBJOBS = 1000000
+_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?::(\d{1,9}))?)?\Z", re.ASCII)
+
+
+def parse_indices(text: str) -> List[int]:
+    """The indices in `1-100:2` (PBS) or `1,10,50-100` (Torque), each once, in order; raises BadRequest."""
+    found: Dict[int, None] = {}
+    for word in text.split(","):
+        parts = _RANGE.match(word)
+        first, last, step = (int(part) if part else None for part in parts.groups()) if parts else (None, None, None)
+        if first is None or step == 0 or (last is not None and last < first):
+            raise BadRequest(f"{text!r} are no indices: write 1-100, 1-100:2 or 1,10,50-100")
+        if ((last or first) - first) // (step or 1) >= MAX_SUBJOBS:
+            raise BadRequest(f"{text!r} are too many indices: an array has {MAX_SUBJOBS} subjobs at most")
+        found.update(dict.fromkeys(range(first, (first if last is None else last) + 1, step or 1)))
+    if len(found) > MAX_SUBJOBS:
+        raise BadRequest(f"{text!r} are too many indices: an array has {MAX_SUBJOBS} subjobs at most")
+    return sorted(found)
+
+
+class ArraySpec(NamedTuple):
+    """An array as it was submitted.  Never changed, only replaced, as a Job is.
+
+    indices      as written: `1-100:2`
+    max_running  subjobs that may run at a time; 0 = any number
+    max_fails    subjobs that may fail before the others are aborted; 0 = any number
+    template     what its subjobs are made of; its Params still have {index}
+    """
+
+    number: int
+    id: str
+    indices: str
+    max_running: int
+    max_fails: int
+    template: Job
+
+    def to_record(self) -> Dict[str, Any]:
+        record = self.template.to_record()
+        limits = {key: value for key, value in (("MaxRunSubjobs", self.max_running), ("MaxFails", self.max_fails)) if value}
+        return {**record, "Array": self.indices, **limits}
+
+    @classmethod
+    def from_record(cls, record: Any, submitted: bool = False) -> Tuple["ArraySpec", List[Any]]:
+        """The array in a record that has Array or Items, and its Items; raises BadRequest."""
+        own = {key: record[key] for key in record if key.lower() in _ARRAY_KEYS}
+        words = {_ARRAY_KEYS[key.lower()]: value for key, value in own.items() if value is not None}
+        template = Job.from_record({key: value for key, value in record.items() if key not in own}, submitted)
+        items = _check_items(words.get("Items") or [])
+        indices = words.get("Array") or f"1-{len(items)}"
+        if not isinstance(indices, str):
+            raise BadRequest(f"Array must be text like 1-100:2, not {jobrunner._kind(indices)}")
+        count = len(parse_indices(indices))
+        if items and len(items) != count:
+            raise BadRequest(f"the array has {count} indices and {len(items)} Items: give one for each")
+        limits = [jobrunner._CHECKS["count"](key, words.get(key, 0)) for key in ("MaxRunSubjobs", "MaxFails")]
+        return cls(template.number, template.id, indices, *limits, template), items
+
+    def subjobs(self, items: List[Any]) -> Iterator[Job]:
+        """Its jobs, made from the template: the tokens {index} and {item}, or the names in the items, are replaced in
+        Params, Env, StdOut and StdErr, once.  They differ from each other in as little memory as they can."""
+        job, names = self.template, {"index"}.union(*(item if isinstance(item, dict) else ("item",) for item in items))
+        fill, unset = _filler(names), {name: "{%s}" % name for name in names}
+        params, env = [fill(word) for word in job.params], {name: fill(text) for name, text in job.env.items()}
+        paths = [(name, fill(getattr(job, name))) for name in ("stdout", "stderr") if getattr(job, name)]
+        own_env = any(formatted for _, formatted in env.values())
+        first, last = self.id[:24], int(self.id[24:], 16) + 1
+        runtime, number, state, submit_time, shared = job.runtime, self.number, job.state, job.submit_time, job.__dict__
+        make = Job.__new__
+        for place, index in enumerate(parse_indices(self.indices)):
+            item = items[place] if items else {}
+            values = {**unset, "index": str(index), **(item if isinstance(item, dict) else {"item": item})}
+            sub = make(Job)
+            sub.id = "%s%012x" % (first, last + index & 0xFFFFFFFFFFFF)
+            sub.params = [text % values if formatted else text for text, formatted in params]
+            sub.runtime, sub.number, sub.state, sub.submit_time = runtime, number, state, submit_time
+            own = sub.__dict__
+            own["index"] = index
+            own.update(shared)
+            if own_env:
+                own["env"] = {name: text % values if formatted else text for name, (text, formatted) in env.items()}
+            for name, (text, formatted) in paths:
+                own[name] = text % values if formatted else text
+            yield sub
+
+
+class NewArray(NamedTuple):
+    """An array that is being added, with its subjobs: one change, made at once."""
+
+    spec: ArraySpec
+    jobs: List[Job]
+
+
+_FIELD_KEYS = frozenset(jobrunner.FIELD_OF_KEY)
+_ARRAY_KEYS = {key.lower(): key for key in ("Array", "Items", "MaxRunSubjobs", "MaxFails")}
+
+
+def _is_array(record: Any) -> bool:
+    """True for the record of an array: it has Array or Items."""
+    if isinstance(record, dict) and _FIELD_KEYS.issuperset(record):
+        return False  # the quick way for thousands of jobs
+    return isinstance(record, dict) and any(record[key] and key.lower() in ("array", "items") for key in record)
+
+
+def _check_items(items: Any) -> List[Any]:
+    if not isinstance(items, list):
+        raise BadRequest(f"Items must be a list, not {jobrunner._kind(items)}")
+    for place, item in enumerate(items):
+        for name, text in item.items() if isinstance(item, dict) else [("item", item)]:
+            if not re.match(r"[A-Za-z_]\w*\Z", name, re.ASCII) or name == "index":
+                raise BadRequest(f"Items[{place}]: {name!r} cannot be put in braces: use letters, digits and _, not index")
+            jobrunner._check_text(f"Items[{place}]", text)
+    return items
+
+
+def _filler(names: Any) -> Callable[[str], Tuple[str, bool]]:
+    """A function that takes a text to (text, False) if it holds none of the tokens {name}, else to a %-format and True.
+    Every other brace is data."""
+    token = re.compile("\\{(%s)\\}" % "|".join(sorted(map(re.escape, names))))
+
+    def fill(text: str) -> Tuple[str, bool]:
+        return (token.sub(r"%(\1)s", text.replace("%", "%%")), True) if token.search(text) else (text, False)
+
+    return fill
+
+
+class Array:
+    """What became of an array's subjobs.
+
+    spec      ArraySpec   as it was submitted, and altered since
+    members   {index: ID}
+    states    {State: n}
+    statuses  {status: n}
+    begun     int         subjobs that have been started
+    aborted   int         subjobs that were aborted with it
+    """
+
+    def __init__(self, spec: ArraySpec):
+        self.spec = spec
+        self.members: Dict[int, str] = {}
+        self.states = {state: 0 for state in State}
+        self.statuses: Dict[str, int] = {}
+        self.begun = 0
+        self.aborted = 0
+
+    def count(self, job: Job, by: int) -> None:
+        """Counts a subjob in (1) or out (-1)."""
+        self.states[job.state] += by
+        self.begun += by if job.run_count else 0
+        if job.state is State.FINISHED:
+            self.statuses[job.status] = self.statuses.get(job.status, 0) + by
+            self.aborted += by if job.exit_status == EXIT_ABORTED else 0
+
+    @property
+    def running(self) -> int:
+        return self.states[State.RUNNING]
+
+    @property
+    def is_over(self) -> bool:
+        return self.states[State.FINISHED] == len(self.members)
+
+    @property
+    def failed(self) -> int:
+        """Subjobs that failed by themselves."""
+        good = self.statuses.get("finished", 0) + self.statuses.get("deleted", 0)
+        return self.states[State.FINISHED] - good - self.aborted
+
+    @property
+    def letter(self) -> str:
+        """Its state, as PBS has it: B(egun) once a subjob has been started, F when all are over."""
+        if self.is_over:
+            return "F"
+        if self.begun or self.states[State.FINISHED]:
+            return "B"
+        return next(state.value for state in (State.QUEUED, State.WAITING, State.HELD) if self.states[state])
+
+    def to_record(self) -> Dict[str, Any]:
+        """For listings: what its subjobs have in common, and how many are where."""
+        spec = self.spec
+        record = {**spec.template.public(), **spec.to_record()}
+        record.update(ID=spec.id, Label=f"{spec.number}[]", State=self.letter, Count=len(self.members))
+        record.update(MaxRunSubjobs=spec.max_running, MaxFails=spec.max_fails)
+        record["States"] = {state.value: count for state, count in self.states.items()}
+        record["Statuses"] = {status: self.statuses.get(status, 0) for status in STATUSES}
+        record.pop("Comment", None)
+        return record
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Dependencies: verdicts on what is waited for
+# ---------------------------------------------------------------------------------------------------------------------
+
+DEPENDENCIES = ("after", "afterok", "afternotok", "afterany")
+
+
+def dependency_verdict(kind: str, over: bool, begun: bool, good: bool, bad: bool) -> Optional[bool]:
+    """True: met; False: it can never be; None: that is not known yet.
+
+    over   the job, or every subjob of the array, is finished
+    begun  it was started (an array for `after`: every subjob was)
+    good   it finished well (an array: every subjob did)
+    bad    it is over and did not finish well (an array: one subjob at least)
+    """
+    if kind == "after":
+        return True if begun else False if over else None
+    if kind == "afterok":
+        return False if bad else True if over and good else None
+    if not over:
+        return None
+    return begun and (kind == "afterany" or not good)
+
+
+class Depend(NamedTuple):
+    """One of a job's dependencies, `afterok:17[3]`."""
+
+    kind: str
+    target: str
+
+    @classmethod
+    def parse(cls, texts: List[str]) -> List["Depend"]:
+        """Those in [`afterok:17:18`, ...], each by itself; raises BadRequest."""
+        found = []
+        for text in texts:
+            kind, *targets = text.split(":")
+            if kind not in DEPENDENCIES or not all(targets) or not targets:
+                raise BadRequest(f"{text!r} is no dependency: write afterok:17, with {', '.join(DEPENDENCIES)}")
+            found += [cls(kind, target) for target in targets]
+        return found
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.target}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Accounting: one file a day, in PBS's format
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Accounting:
+    """Writes a line for each step of a job into FOLDER/YYYYMMDD, once that step is on disk.
+
+    Lines are `MM/DD/YYYY HH:MM:SS;RECORD;ID;key=value ...`, local time, as in PBS; the records are Q queued, S started,
+    E ended, D deleted, A aborted, R put back into the queue.  A value with blanks, quotes or semicolons is written as
+    JSON writes it.  A line that cannot be written is lost, with a warning: it stops nobody's job.
+    """
+
+    def __init__(self, folder: str, clock: Callable[[], float] = now):
+        self.folder = folder
+        self.clock = clock
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            raise JobrunnerError(f"cannot use {folder}: {os_words(error)}: choose another --accounting") from None
+
+    def write(self, changes: Changes) -> None:
+        """The lines of some changes; one write, since a thousand jobs may have changed at once."""
+        moment = time.localtime(self.clock())
+        stamp = time.strftime("%m/%d/%Y %H:%M:%S", moment)
+        lines = [f"{stamp};{line}\n" for old, new in changes for line in accounting_lines(old, new)]
+        if not lines:
+            return
+        path = os.path.join(self.folder, time.strftime("%Y%m%d", moment))
+        try:
+            with open(path, "ab", opener=_private) as file:
+                file.write("".join(lines).encode("utf-8", "surrogateescape"))
+        except (OSError, UnicodeError) as error:
+            log.warning("accounting.failed file=%s lines=%d error=%r", path, len(lines), str(error))
+
+
+def accounting_lines(old: Any, new: Any) -> Iterator[str]:
+    """`RECORD;ID;key=value ...` of a change: none, or one."""
+    if isinstance(new, NewArray):
+        yield f"Q;{new.spec.number}[];{_pairs({'queue': new.spec.template.queue})}"
+    if not isinstance(new, Job):
+        return
+    before, after = old.state if old else None, new.state
+    if before is None:
+        if new.index is None:
+            yield f"Q;{new};{_pairs({'queue': new.queue})}"
+    elif after is State.RUNNING and before is not State.RUNNING:
+        yield f"S;{new};{_pairs(_accounted(new))}"
+    elif after is State.RUNNING and new.signal == "delete" and old.signal != "delete":
+        yield f"D;{new};{_pairs({'requestor': new.owner or '-'})}"
+    elif after is State.FINISHED and before is State.RUNNING:
+        yield f"E;{new};{_pairs({**_accounted(new), **_accounted_end(new)})}"
+    elif after is State.FINISHED and before is not State.FINISHED:
+        deleted = new.status == "deleted"
+        yield f"D;{new};{_pairs({'requestor': new.owner or '-'})}" if deleted else f"A;{new};{_one_line(new.comment)}"
+    elif before in (State.RUNNING, State.FINISHED) and after not in (State.RUNNING, State.FINISHED):
+        ended = old if old.end_time is not None else old.but(end_time=new.queue_time)
+        yield f"R;{new};{_pairs({**_accounted(old), **_accounted_end(ended)})}"
+
+
+def _accounted(job: Job) -> Dict[str, Any]:
+    """What is said of a job at its start and at its end; times in seconds since 1970."""
+    queued = job.queue_time if job.queue_time is not None else job.submit_time
+    return {
+        "user": job.owner.split("@")[0] or "-",
+        "group": "-",  # readers of such files look for it behind user
+        "account": job.extra.get("Account"),
+        "jobname": job.title,
+        "queue": job.queue,
+        "ctime": _second(job.submit_time),
+        "qtime": _second(queued),
+        "etime": _second(queued),
+        "start": _second(job.start_time),
+        "owner": job.owner or "-",
+        "exec_host": f"{job.host}/0" + (f"*{job.ncpus}" if job.ncpus > 1 else ""),
+        "Resource_List.ncpus": job.ncpus,
+        "Resource_List.walltime": jobrunner.format_duration(job.runtime) if job.runtime else None,
+        "Resource_List.mem": f"{-(-job.memory // 1024)}kb" if job.memory else None,
+        "Resource_List.cput": jobrunner.format_duration(job.cputime) if job.cputime else None,
+    }
+
+
+def _accounted_end(job: Job) -> Dict[str, Any]:
+    walltime = (job.end_time or 0) - (job.start_time or 0)
+    return {
+        "session": 0,
+        "end": _second(job.end_time),
+        "Exit_status": job.exit_status,
+        "resources_used.cput": jobrunner.format_duration(job.cpu_time_used),
+        "resources_used.mem": f"{-(-job.max_mem // 1024)}kb",
+        "resources_used.walltime": jobrunner.format_duration(max(0, walltime)),
+        "run_count": job.run_count,
+        "Status": job.status,
+    }
+
+
+def _second(moment: Optional[float]) -> Optional[int]:
+    return None if moment is None else int(moment)
+
+
+def _pairs(values: Dict[str, Any]) -> str:
+    return " ".join(f"{key}={_accounting_value(value)}" for key, value in values.items() if value is not None)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _accounting_value(value: Any) -> str:
+    """A value as one word."""
+    text = str(value)
+    return text if re.match(r"[^\s;\"\x00-\x1f]+\Z", text) else json.dumps(text, ensure_ascii=False)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -716,10 +1152,15 @@ class Queue:
         self.started = clock()
         self.stopping = False
         self.jobs: Dict[str, Job] = {}
-        self.numbers: Dict[Union[int, Tuple[int, int]], str] = {}  # Number, or (Number, Index), to ID
+        self.numbers: Dict[int, str] = {}  # Number to ID, of jobs that belong to no array
         self.next_number = 1
         self.nodes: Dict[Tuple[str, str], Node] = {}  # by host and the client's own id
         # Kept by `_put` alone:
+        self.queues = {DEFAULT_QUEUE: NamedQueue(DEFAULT_QUEUE)}
+        self.arrays: Dict[int, Array] = {}  # by Number
+        self.array_ids: Dict[str, int] = {}
+        self.queue_counts = {DEFAULT_QUEUE: {state: 0 for state in State}}
+        self.awaited: Dict[str, Dict[str, Dict[str, None]]] = {}  # {target: {dependency: ids of those held by it}}
         self.ready: Dict[Need, List[Tuple[int, int, int, str]]] = {}  # heaps, first to run first; see `_pick`
         self.leased: Dict[str, Dict[str, None]] = {}  # ids of the running jobs by host, in order of their lease
         self.alarms: List[Tuple[float, str]] = []  # heap: when a lease ends or a waiting job is ready
@@ -746,7 +1187,10 @@ class Queue:
                 if not value.number:
                     numberless.append(value)
             elif key == "Server":
-                self.next_number = max(self.next_number, value.get("Next", 1))
+                try:
+                    self._take_header(value)
+                except (BadRequest, AttributeError, TypeError) as error:
+                    snapshot.throw(BadFact(f'"Server": {error}'))
             else:
                 log.warning("store.unknown file=%s key=%s: not a part of the database, dropped", self.store.path, key)
         for job in numberless:
@@ -762,20 +1206,59 @@ class Queue:
                 ) from None
         self.jobs = dict(sorted(self.jobs.items(), key=lambda item: (item[1].number, item[1].index or 0)))
         self._grant_grace()
+        with self.lock:  # of a database by hand: what this server writes has been judged
+            waiting = {i for texts in self.awaited.values() for ids in texts.values() for i in ids}
+            batch = self._commit_all(self._judged_anew(sorted(waiting)))
+        self.store.wait(batch)
+
+    def _take_header(self, server: Dict[str, Any]) -> None:
+        """What the snapshot's "Server" says to the queue: it comes before the jobs.  Raises what comes of nonsense."""
+        self.next_number = max(self.next_number, server.get("Next", 1))
+        for record in server.get("Queues", []):
+            self._put_queue_record(record)
+        for record in server.get("Arrays", []):
+            self._put(None, ArraySpec.from_record(record)[0])
+
+    def _put_queue_record(self, record: Dict[str, Any]) -> None:
+        name = record["Name"]
+        attributes = {key: value for key, value in record.items() if key != "Name"}
+        self._put(self.queues.get(name), NamedQueue(name).altered(attributes))
 
     def _replay(self, entry: Dict[str, Any]) -> None:
         """Makes a change of the journal again; raises what comes of one that makes no sense."""
-        if "Put" in entry:
-            for record in entry["Put"]:
-                job = Job.from_record(record)
-                self._put(self.jobs.get(job.id), job)
-                self.next_number = max(self.next_number, job.number + 1)
-        elif "Sample" in entry:
-            job_id, cpu, mem, seconds, cpu_time = entry["Sample"]
-            job = self.jobs[job_id]
-            self._put(job, job.sampled(cpu, mem, seconds).but(cpu_time_used=cpu_time))
-        else:
-            raise BadFact(f"neither Put nor Sample but {', '.join(entry)}")
+        known = [key for key in _REPLAYED if key in entry]
+        if not known:
+            raise BadFact(f"none of {', '.join(_REPLAYED)} but {', '.join(entry)}")
+        for key in known:
+            _REPLAYED[key](self, entry[key])
+
+    def _replay_put(self, records: List[Dict[str, Any]]) -> None:
+        for record in records:
+            job = Job.from_record(record)
+            self._put(self.jobs.get(job.id), job)
+            self.next_number = max(self.next_number, job.number + 1)
+
+    def _replay_arrays(self, records: List[Dict[str, Any]]) -> None:
+        for record in records:
+            spec, items = ArraySpec.from_record(record)
+            self._put(None, NewArray(spec, list(spec.subjobs(items))))
+            self.next_number = max(self.next_number, spec.number + 1)
+
+    def _replay_limits(self, limits: List[Any]) -> None:
+        for number, max_running, max_fails in limits:
+            spec = self.arrays[number].spec
+            self._put(spec, spec._replace(max_running=max_running, max_fails=max_fails))
+
+    def _replay_sample(self, sample: List[Any]) -> None:
+        job_id, cpu, mem, seconds, cpu_time = sample
+        job = self.jobs[job_id]
+        self._put(job, job.sampled(cpu, mem, seconds).but(cpu_time_used=cpu_time))
+
+    def _replay_queue(self, record: Dict[str, Any]) -> None:
+        self._put_queue_record(record)
+
+    def _replay_drop(self, name: str) -> None:
+        self._put(self.queues[name], None)
 
     def _grant_grace(self) -> None:
         """While the server was off no client of ours could renew its leases: they count from now."""
@@ -807,7 +1290,7 @@ class Queue:
                     with self.lock:
                         jobs, batch = list(self.jobs.values()), self.store.close_batch()
                         self.store.closed = self.stopping
-                        server = {"Journal": self.store.generation + 1, "Next": self.next_number, "Version": VERSION}
+                        server = self._header()
                     self.store.write(batch)
                     if batch.error:
                         return False
@@ -823,6 +1306,12 @@ class Queue:
                      self.snapshot_time - began)  # fmt: skip
             return True
 
+    def _header(self) -> Dict[str, Any]:
+        """The snapshot's "Server"."""
+        header = {"Journal": self.store.generation + 1, "Next": self.next_number, "Version": VERSION}
+        header["Queues"] = [named.to_record() for named in self.queues.values()]
+        return {**header, "Arrays": [array.spec.to_record() for array in self.arrays.values()]}
+
     def snapshot_due(self) -> bool:
         """True if the journal has grown so much, or a small one has waited so long, that folding it in is worth it."""
         journal, snapshot = self.store.journal_bytes, self.store.snapshot_bytes
@@ -833,39 +1322,94 @@ class Queue:
 
     # -- the life of a job, in its order
 
-    def add(self, records: List[Any]) -> Tuple[List[Job], Optional[Batch]]:
-        """Queues jobs, all or none, in the order given; raises BadRequest."""
-        moment = self.clock()
-        jobs = [self._submitted(record, moment, place, len(records)) for place, record in enumerate(records)]
-        with self.lock:
-            number = self.next_number
-            self.next_number += len(jobs)
-        for place, job in enumerate(jobs):
-            job.number = number + place
-        entry = {"Put": [job.to_record() for job in jobs]}
-        with self.lock:
-            batch = self._commit(entry, [(None, job) for job in jobs])
-            self._wake(jobs)
-        return jobs, batch
-
-    def _submitted(self, record: Any, moment: float, place: int, of: int) -> Job:
-        """A new job as its submitter described it."""
+    def add(self, records: List[Any]) -> Tuple[List[Union[Job, ArraySpec]], Optional[Batch]]:
+        """Queues jobs and arrays, all or none, in the order given; raises BadRequest."""
+        moment, added, place = self.clock(), [], 0
         try:
-            job = Job.from_record(record, submitted=True)
-            if job.depend:
-                raise BadRequest("Depend is not known to this version: submit the job when what it needs is done")
-            if job.extra:
-                jobrunner.check_shown(job.extra)
-        except BadRequest as error:
-            if of == 1:
-                raise
-            raise BadRequest(f"job {place + 1} of {of}: {error}; none was added") from None
+            for place, record in enumerate(records):
+                added.append(self._submitted(record, moment))
+            with self.lock:
+                for place, (job, _, _) in enumerate(added):
+                    self._check_submission(job)
+                number = self.next_number
+                self.next_number += len(added)
+        except (BadRequest, UnknownQueue) as error:
+            of_many = f"job {place + 1} of {len(records)}: {error}; none was added"
+            raise BadRequest(of_many if len(records) > 1 else str(error)) from None
+        entry: Dict[str, Any] = {"Put": []}
+        changes: Changes = []
+        things: List[Union[Job, ArraySpec]] = []
+        for place, (job, spec, items) in enumerate(added):
+            job.number = number + place
+            if spec is None:
+                entry["Put"].append(job.to_record())
+                changes.append((None, job))
+                things.append(job)
+            else:
+                spec = spec._replace(number=job.number, id=job.id, template=job)
+                entry.setdefault("Arrays", []).append({**spec.to_record(), **({"Items": items} if items else {})})
+                changes.append((None, NewArray(spec, list(spec.subjobs(items)))))
+                things.append(spec)
+        with self.lock:
+            for queue in {job.queue for job, _, _ in added}:  # the lock was let go meanwhile
+                self._queue_named(queue)
+            for job in [job for job, _, _ in added if job.depend]:
+                self._targets(job.depend)
+            batch = self._commit(entry, changes)
+            self._wake([job for _, new in changes for job in (new.jobs if isinstance(new, NewArray) else [new])])
+        return things, batch
+
+    def _submitted(self, record: Any, moment: float) -> Tuple[Job, Optional[ArraySpec], List[Any]]:
+        """A new job as its submitter described it, or the template of an array, the array and its Items."""
+        spec, items = ArraySpec.from_record(record, submitted=True) if _is_array(record) else (None, [])
+        job = spec.template if spec else Job.from_record(record, submitted=True)
+        if job.depend:
+            job._set("depend", [str(depend) for depend in Depend.parse(job.depend)])
+        if job.extra:
+            jobrunner.check_shown(job.extra)
         job.id, job.submit_time = _new_id(), moment
-        if job.hold:
-            return self._moved(job, "hold", comment="held by its submitter")
-        if job.start_after is not None and job.start_after > job.submit_time:
-            return self._moved(job, "wait", comment=f"waits for {format_time(job.start_after)}")
-        return job
+        return job, spec, items
+
+    def _check_submission(self, job: Job) -> None:
+        """Gives a new job what its queue and the targets of its dependencies say of it; raises BadRequest.  The caller
+        holds the lock, and nobody else has seen the job yet."""
+        named = self._queue_named(job.queue)
+        if not named.enabled:
+            raise BadRequest(f"queue {named.name} takes no jobs now: it is not enabled")
+        job.runtime = named.admitted(job).runtime
+        if job.depend:
+            job._set("depend", self._targets(job.depend))
+        if job.depend or job.hold or job.start_after is not None:
+            rested = self._rested(job)
+            job.state = rested.state
+            job._set("comment", rested.comment)
+
+    def _queue_named(self, name: str) -> NamedQueue:
+        named = self.queues.get(name)
+        if named is None:
+            raise UnknownQueue(f"there is no queue {name}: there are {', '.join(self.queues)}; qmgr makes others")
+        return named
+
+    def _targets(self, depend: List[str]) -> List[str]:
+        """Dependencies with their targets as Numbers; raises BadRequest for targets that are not there."""
+        found = []
+        for kind, target in Depend.parse(depend):
+            try:
+                thing = self._find(target)
+            except UnknownJob as error:
+                raise BadRequest(f"Depend {kind}:{target}: {error}") from None
+            found.append(str(Depend(kind, _label(thing))))
+        return list(dict.fromkeys(found))
+
+    def _rested(self, job: Job, comment: str = "") -> Job:
+        """A job that is Q where it is to wait: held, waiting for its time, or ready to run."""
+        if job.hold or job.depend:
+            return self._moved(job, "hold", comment=_hold_words(job))
+        moment = self.clock()
+        if job.start_after is not None and job.start_after > moment:
+            words = f"waits for {format_time(job.start_after)}"
+            return self._moved(job, "wait", comment=f"{comment}; {words}" if comment else words)
+        return job if job.comment == comment else job.but(comment=comment)
 
     def lease(self, host: str) -> Tuple[Optional[Job], Optional[Batch]]:
         """The next job for an original client, leased to it; None if there is none for it."""
@@ -909,7 +1453,7 @@ class Queue:
                         self._pass_on(mine)
                     if mine.slots > 0 and not mine.superseded and not self.stopping:
                         jobs, batch = self._lease(node, mine, batch)
-                    signals = signals or self._signals(wish.running)
+                    signals = signals or self._signals(wish)
                     left = deadline - time.monotonic()
                     if jobs or signals or left <= 0 or mine.superseded or self.stopping:
                         break
@@ -947,7 +1491,7 @@ class Queue:
                 if run is not job:
                     self._commit_put(job, run)
                 self._put(run, run.but(expiry=self._renewed(moment)))
-            elif job and job.lease == lease and job.status != "deleted":
+            elif job and job.lease == lease and job.status != "deleted" and job.exit_status not in _NEVER_RUN_EXITS:
                 pass  # its report was taken in, and the acknowledgement is on its way
             elif known != "delete":
                 signals.append({"ID": job_id, "Signal": "delete"})
@@ -979,18 +1523,24 @@ class Queue:
                 if number in wish.open:
                     taken += job.ncpus
                 else:
-                    self._commit_put(job, self._requeued(job, f"the answer that gave it to {node.host} was lost"))
+                    again = self._requeued(job, f"the answer that gave it to {node.host} was lost")
+                    self._commit_all([(job, again)])
             if number not in wish.open:
                 del node.handed[number]
         return taken
 
-    def _signals(self, running: List[Tuple[str, str, str]]) -> List[Dict[str, str]]:
-        """What a client is to do with the jobs it runs and has not been told yet."""
-        found = []
-        for job_id, lease, known in running:
+    def _signals(self, wish: "Wish") -> List[Dict[str, Any]]:
+        """What a client is to do with the jobs it runs and has not been told yet.  Whatever a run is to be ended for,
+        its client is told to `delete` it; what becomes of the job then is decided when it reports."""
+        found: List[Dict[str, Any]] = []
+        for job_id, lease, known in wish.running:
             job = self.jobs.get(job_id)
-            if job and job.signal and job.signal != known and job.lease == lease and job.state is State.RUNNING:
-                found.append({"ID": job_id, "Signal": job.signal})
+            if not job or job.lease != lease or job.state is not State.RUNNING:
+                continue
+            if job.signal:
+                found += [{"ID": job_id, "Signal": "delete"}] if known != "delete" else []
+            elif wish.limits.get(job_id, _limits(job)) != _limits(job):
+                found.append({"ID": job_id, "Signal": "alter", **dict(zip(LIMITS, _limits(job)))})
         return found
 
     def _renewed(self, moment: float) -> Optional[float]:
@@ -1016,6 +1566,7 @@ class Queue:
                 lease="" if node.original else os.urandom(16).hex(),
                 run_count=job.run_count + 1,
                 comment="",
+                **(_NEW_RUN if job.run_count else {}),
             )
             slots -= run.ncpus
             leased.append(run)
@@ -1026,25 +1577,63 @@ class Queue:
             log.debug("job.lease job=%s host=%s run=%d walltime=%d", run, run.host, run.run_count, run.runtime)
         if not leased:
             return [], before
-        return leased, self.store.append({"Put": [job.to_record() for job in leased]}, changes)
+        return leased, self._record({"Put": [job.to_record() for job in leased]}, changes)
 
     def _pick(self, node: Node, slots: int) -> Optional[Job]:
         """The first job in the queue's order that the node can run now, taken off its heap."""
         best: Optional[List[Tuple[int, int, int, str]]] = None
-        for need in list(self.ready):
-            heap = self.ready[need]
-            while heap and not self._waits_here(need, heap[0]):
-                heapq.heappop(heap)
-            if not heap:
+        first: Tuple[int, Any] = (0, None)
+        for need, heap in list(self.ready.items()):
+            if not self._has_head(need, heap):
                 del self.ready[need]
-            elif need.fits(node, slots) and (best is None or heap[0] < best[0]):
-                best = heap
+            elif need.fits(node, slots) and not self._limit_reached(need) and not self._others_first(need, node):
+                place = (-self.queues[need.queue].priority, heap[0])
+                if best is None or place < first:
+                    best, first = heap, place
         return self.jobs[heapq.heappop(best)[3]] if best else None
+
+    def _has_head(self, need: Need, heap: List[Tuple[int, int, int, str]]) -> bool:
+        """False if nothing is left in the heap; else its head is the first job of that need."""
+        while heap and not self._waits_here(need, heap[0]):
+            heapq.heappop(heap)
+        return bool(heap)
 
     def _waits_here(self, need: Need, entry: Tuple[int, int, int, str]) -> bool:
         """Heaps are not searched when a job leaves or changes; what no longer holds is passed over when it comes up."""
         job = self.jobs.get(entry[3])
-        return job is not None and job.state is State.QUEUED and _order(job) == entry and Need.of(job) == need
+        return job is not None and job.state is State.QUEUED and _order(job) == entry and self._need(job) == need
+
+    def _need(self, job: Job) -> Need:
+        if _NEED_FIELDS.isdisjoint(job.__dict__):
+            return _NO_NEED  # as of nearly all jobs that are no arrays
+        array = self.arrays[job.number].spec.max_running if job.index is not None else 0
+        return Need(
+            job.plain,
+            job.ncpus,
+            tuple(job.requires),
+            tuple(job.refused_by),
+            job.queue,
+            job.number if array else 0,
+            tuple(job.failed_on),
+        )
+
+    def _limit_reached(self, need: Need) -> str:
+        """Which rule keeps jobs of this need from running now, whatever the client; "" = none."""
+        named = self.queues[need.queue]
+        if not named.started:
+            return f"queue {named.name} is not started"
+        if named.max_run and self.queue_counts[named.name][State.RUNNING] >= named.max_run:
+            return f"queue {named.name} is at max_run {named.max_run}"
+        if need.array and self.arrays[need.array].running >= self.arrays[need.array].spec.max_running:
+            return f"array {need.array}[] is at max_run_subjobs {self.arrays[need.array].spec.max_running}"
+        return ""
+
+    def _others_first(self, need: Need, node: Node) -> bool:
+        """True if the job has failed on this node, and there is another one that could run it."""
+        return node.host in need.failed_on and any(
+            not other.down and other.host not in need.failed_on and need.fits(other, max(other.slots, 1))
+            for other in self.nodes.values()
+        )
 
     def report(self, reports: List[Any], kind: str) -> Tuple[List[Dict[str, Any]], Optional[Batch]]:
         """Takes in that runs ended.  Raises BadRequest (unknown job, or not a report), and then none counts.
@@ -1088,21 +1677,22 @@ class Queue:
             changes.append((job, over))
         if not ended:  # what was reported before may be on its way to the disk just now
             return answers, self.store.unwritten()
-        batch = self.store.append({"Put": [job.to_record() for job in ended]}, changes)
-        self._wake([job for job in ended if job.state is State.QUEUED])
-        for job in ended:
-            self._tell_watchers(job)
+        batch = self._record({"Put": [job.to_record() for job in ended]}, changes)
+        self._tell(changes)
         return answers, batch
 
     def _still_running(self, job: Job, host: str) -> Optional[Job]:
         """The job as running, if its latest run may still be: also one that was given up, but that nobody else has
         begun since; None if it is over, or was never begun."""
-        if job.state is State.QUEUED and job.lease:
-            return self._moved(job, "lease", host=host, comment="")
-        if job.status == "lost" and (job.end_time or 0) >= (
-            job.expiry or 0
-        ):  # by its lease's end, not by its client's word
-            return self._moved(job, "recover", status="", exit_status=None, end_time=None, comment="")
+        if job.state in _READY_BY and job.lease:
+            ready = self._moved(job, _READY_BY[job.state]) if _READY_BY[job.state] else job
+            return self._moved(ready, "lease", host=host, comment="")
+        # lost by its lease's end, not by its client's word
+        if job.status == "lost" and job.expiry is not None and (job.end_time or 0) >= job.expiry:
+            moment = self.clock()
+            expiry = self._renewed(moment) if job.lease else round(moment + ORIGINAL_LEASE, 6)
+            again = dict(status="", exit_status=None, end_time=None, comment="", expiry=expiry)
+            return self._moved(job, "recover", **again)
         return job if job.state is State.RUNNING else None
 
     @staticmethod
@@ -1139,15 +1729,22 @@ class Queue:
             reason = report.get("Comment") or "the client does not run such commands"
             refused_by = job.refused_by + [job.host]
             comment, run_count = f"refused by {', '.join(refused_by)}: {reason}", job.run_count - 1  # it never started
-            return self._requeued(job, comment, refused_by=refused_by, run_count=run_count)
+            return self._requeued(job, comment, refused_by=refused_by, run_count=run_count, start_time=None)
         if report.get("Status") == "released":
-            if not job.rerunable and report.get("ExitStatus") != EXIT_NOT_STARTED:
+            if not job.rerunable and not job.signal and report.get("ExitStatus") != EXIT_NOT_STARTED:
                 return self._lost(job, f"{job.host} ended it when it was stopped itself, and the job must not run twice")
             return self._requeued(job, report.get("Comment") or f"given back by {job.host}")
         exit_status = report.get("ExitStatus")
         if exit_status is None:
             exit_status = {"timeout": EXIT_WALLTIME, "dead": EXIT_DEAD}.get(kind)
         status = kind if kind != "finish" else report.get("Status") or ("failed" if exit_status else "finished")
+        comment = report.get("Comment") or ""
+        if job.signal == "rerun":
+            return self._requeued(job, "run again at a person's wish", ended=True)
+        if job.signal == "abort":
+            status, exit_status, comment = "failed", EXIT_ABORTED, _aborted_words(job)
+        elif status in RETRIED_STATUSES and job.retried < job.retries and not job.signal:
+            return self._to_be_retried(job, status, exit_status)
         moment = self.clock()
         end_time = jobrunner.parse_time(report["EndTime"]) if report.get("EndTime") else moment
         return self._moved(
@@ -1155,12 +1752,21 @@ class Queue:
             "end",
             status=status,
             exit_status=exit_status,
-            comment=report.get("Comment") or "",
+            comment=comment,
             end_time=max(min(end_time, moment), job.start_time or 0),
             cpu_time_used=max(job.cpu_time_used, report.get("CpuTimeUsed") or 0),
             max_mem=max(job.max_mem, report.get("MaxMem") or 0),
             signal="",
         )
+
+    def _to_be_retried(self, job: Job, status: str, exit_status: Optional[int]) -> Job:
+        """A job that failed and is to run again, later each time, and on another client first."""
+        pause = min(RETRY_FIRST << min(job.retried, 16), RETRY_LAST)
+        words = f"{status} on {job.host} with exit status {jobrunner.exit_words(exit_status)}"
+        comment = f"{words}: retry {job.retried + 1} of {job.retries}"
+        changes: Dict[str, Any] = {"retried": job.retried + 1, "start_after": round(self.clock() + pause, 6)}
+        changes["failed_on"] = job.failed_on + [job.host] * (job.host not in job.failed_on)
+        return self._requeued(job, comment, ended=True, **changes)
 
     def sample(self, samples: List[Any]) -> Tuple[List[Dict[str, Any]], Optional[Batch]]:
         """Keeps usage samples {"ID","Lease","CPU","Mem"[,"CpuTimeUsed","Seconds"]}; raises BadRequest."""
@@ -1184,24 +1790,21 @@ class Queue:
         after = job.sampled(sample["CPU"], sample["Mem"], seconds).but(cpu_time_used=cpu_time)
         return self._commit({"Sample": [job.id, sample["CPU"], sample["Mem"], seconds, cpu_time]}, [(job, after)])
 
-    def delete(self, names: List[str]) -> Tuple[List[Job], Optional[Batch]]:
-        """Ends jobs, all or none: at once if they wait, through their client if they run; raises UnknownJob, BadState."""
-        changes, moment = [], self.clock()
-        with self.lock:
-            for job in {job.id: job for job in map(self._find, names)}.values():
-                if job.state is State.RUNNING:
-                    changes.append((job, self._moved(job, "delete", signal="delete", comment=self._delete_words(job))))
-                else:
-                    over = dict(status="deleted", end_time=moment, comment="deleted before it ran")
-                    changes.append((job, self._moved(job, "delete", **over)))
-            batch = self._commit({"Put": [after.to_record() for _, after in changes]}, changes) if changes else None
-            for _, job in changes:
-                for node in self.nodes.values():
-                    for poll in node.polls if job.state is State.RUNNING and node.host == job.host else ():
-                        poll.wake.set()
-        for _, job in changes:
-            self._tell_watchers(job)
-        return [job for _, job in changes], batch
+    # -- what people do with jobs: each all or none; a group (array, range, selection) stands for those that can be
+
+    def delete(self, chosen: "Selection", force: bool = False) -> Tuple[List[Job], Optional[Batch]]:
+        """Ends jobs: at once if they wait, through their client if they run, unless forced; raises UnknownJob, BadState."""
+
+        def deleted(job: Job) -> Job:
+            if job.state is not State.RUNNING:
+                over = dict(status="deleted", end_time=self.clock(), comment="deleted before it ran")
+                return self._moved(job, "delete", **over)
+            if force:
+                words = f"deleted by force: whether {job.host} has ended it was not waited for"
+                return self._moved(job, "force", status="deleted", end_time=self.clock(), comment=words, signal="")
+            return self._moved(job, "delete", signal="delete", comment=self._delete_words(job))
+
+        return self._change(chosen, "delete", deleted)
 
     def _delete_words(self, job: Job) -> str:
         if job.lease:
@@ -1210,17 +1813,327 @@ class Queue:
             f"being deleted: {job.host} runs an original client, which cannot be told; it ends with its report or lease"
         )
 
+    def hold(self, chosen: "Selection") -> Tuple[List[Job], Optional[Batch]]:
+        """Keeps jobs from being run until they are released."""
+
+        def held(job: Job) -> Job:
+            job = self._noted(job, "held by a person").but(hold=True)
+            return self._moved(job, "hold", comment=_hold_words(job))
+
+        return self._change(chosen, "hold", held)
+
+    def release(self, chosen: "Selection") -> Tuple[List[Job], Optional[Batch]]:
+        """Lets held jobs run, once what else they wait for has come."""
+
+        def released(job: Job) -> Job:
+            return self._made_ready(self._noted(job, "released").but(hold=False), "release")
+
+        return self._change(chosen, "release", released)
+
+    def _made_ready(self, job: Job, event: str) -> Job:
+        """The job after an event that leads to Q, where it is to wait now."""
+        ready = self._moved(job, event, comment="", queue_time=self.clock(), refused_by=[])
+        return self._rested(ready)
+
+    def rerun(self, chosen: "Selection") -> Tuple[List[Job], Optional[Batch]]:
+        """Queues finished jobs again; ends running ones through their client, and queues them then."""
+
+        def again(job: Job) -> Job:
+            if job.state is State.FINISHED:
+                self._queue_named(job.queue)  # it may have been deleted since
+                return self._made_ready(self._noted(job, _run_words(job)).but(**_NEVER_RAN), "rerun")
+            after = self._moved(job, "rerun", signal="rerun", comment=f"being rerun: {job.host} is told to end it")
+            if not job.rerunable:
+                raise BadState(f"cannot rerun job {job}: it is running and not rerunable, and rerun needs one that is")
+            if not job.lease:
+                raise BadState(f"cannot rerun job {job}: {job.host} runs an original client, which cannot be told to end it")
+            return after
+
+        return self._change(chosen, "rerun", again)
+
+    def move(self, chosen: "Selection", queue: str) -> Tuple[List[Job], Optional[Batch]]:
+        """Puts jobs into another queue; raises UnknownQueue, BadRequest too."""
+
+        def moved(job: Job) -> Job:
+            named = self._queue_named(queue)
+            if not named.enabled:
+                raise BadState(f"cannot move job {job}: queue {queue} is not enabled, and move needs one that is")
+            return named.admitted(self._moved(self._noted(job, f"moved from {job.queue} to {queue}"), "move", queue=queue))
+
+        return self._change(chosen, "move", moved)
+
+    def alter(self, chosen: "Selection", wish: Dict[str, Any]) -> Tuple[List[Job], Optional[Batch]]:
+        """Changes what was said of jobs at submission; of running ones only ALTERABLE_RUNNING.  Raises BadRequest too.
+
+        wish: {key of the record: value}; MaxRunSubjobs and MaxFails are of whole arrays.
+        """
+        limits, wish = ({k: v for k, v in wish.items() if (k in ARRAY_LIMITS) is own} for own in (True, False))
+        patch = Job.from_record({"Params": ["-"], **wish}, submitted=True)
+        names = {jobrunner.FIELD_OF_KEY[key].name for key in wish if key in jobrunner.FIELD_OF_KEY}
+        unknown = [key for key in wish if key not in ALTERABLE]
+        if unknown or not (wish or limits):
+            raise BadRequest(f"{', '.join(unknown) or 'nothing'} cannot be altered: say one of {', '.join(ALTERABLE)}")
+
+        def altered(job: Job) -> Job:
+            changes = {name: getattr(patch, name) for name in names}
+            if job.state is State.RUNNING and not set(wish) <= set(ALTERABLE_RUNNING):
+                kept = ", ".join(key for key in wish if key not in ALTERABLE_RUNNING)
+                raise BadState(f"cannot alter {kept} of job {job}: it is running, and that needs a job that is not")
+            if patch.depend:
+                changes["depend"] = self._targets(patch.depend)
+                self._check_cycle(job, changes["depend"])
+            after = self._moved(self._noted(job, f"altered: {', '.join(wish)}"), "alter", **changes)
+            after = self._queue_named(after.queue).admitted(after) if "Runtime" in wish else after
+            if after.state is State.QUEUED:
+                return self._rested(after, after.comment)
+            if after.state in _READY_BY and {"Hold", "Depend", "StartAfter"} & set(wish):
+                return self._made_ready(after, _READY_BY[after.state])
+            return after
+
+        with self.lock:
+            specs = self._altered_arrays(chosen, limits) if limits else []
+            changes = self._chosen(chosen, "alter", altered) if wish else []
+            entry = {"Put": [after.to_record() for _, after in changes]}
+            batch = self._commit({**entry, "Limits": [_limits_of(spec) for _, spec in specs]}, specs + changes)
+            self._tell(changes)
+            if specs:
+                self._wake_all()
+            return [self.jobs[job.id] for job, _ in changes], batch
+
+    def _altered_arrays(self, chosen: "Selection", limits: Dict[str, Any]) -> Changes:
+        """Arrays with another number of subjobs that may run, or fail; raises BadRequest for what is no whole array."""
+        things = [self._find(name) if not _is_range(name) else None for name in chosen.names]
+        if not things or chosen.filter or not all(isinstance(thing, Array) for thing in things):
+            raise BadRequest(f"{' and '.join(limits)} are of whole arrays: name them as 17[]")
+        words = {ARRAY_LIMITS[key]: jobrunner._CHECKS["count"](key, value) for key, value in limits.items()}
+        specs = {thing.spec.number: thing.spec for thing in things if isinstance(thing, Array)}
+        return [(spec, spec._replace(**words)) for spec in specs.values()]
+
+    def _check_cycle(self, job: Job, depend: List[str]) -> None:
+        """Raises BadRequest if one of the targets waits, over however many jobs, for the job itself."""
+        pending, seen = [(text, text) for text in depend], set()
+        while pending:
+            text, first = pending.pop()
+            target = Depend.parse([text])[0].target
+            if target in seen:
+                continue
+            seen.add(target)
+            for other in self._all_of_name(target):
+                if other.id == job.id:
+                    raise BadRequest(f"{first} of job {job} would be a cycle: {target} waits for {job} itself")
+                pending += [(further, first) for further in other.depend]
+
+    def _change(
+        self, chosen: "Selection", event: str, function: Callable[[Job], Job]
+    ) -> Tuple[List[Job], Optional[Batch]]:
+        """Replaces the chosen jobs by what the function makes of them, all or none; raises what it raises."""
+        with self.lock:
+            changes = self._chosen(chosen, event, function)
+            batch = self._commit({"Put": [after.to_record() for _, after in changes]}, changes)
+            self._tell(changes)
+            return [self.jobs[job.id] for job, _ in changes], batch
+
+    def _chosen(self, chosen: "Selection", event: str, function: Callable[[Job], Job]) -> Changes:
+        """(job, what the function makes of it) for those named one by one, and for those of a group that it does not
+        refuse.  Raises UnknownJob, and BadState if it refuses one, or every job of a group."""
+        found: Dict[str, Tuple[Job, Job]] = {}
+        for name in chosen.names:
+            thing = self._find(name) if not _is_range(name) else None
+            if isinstance(thing, Job):
+                found.setdefault(thing.id, (thing, function(thing)))
+            else:
+                self._add_group(found, self._all_of_name(name), event, name, function)
+        if chosen.filter:
+            matching = [job for job in self.jobs.values() if chosen.filter(job)]
+            if not matching:
+                raise UnknownJob(f"no job has {chosen.words}: qstat -x lists all there are")
+            self._add_group(found, matching, event, chosen.words, function)
+        return list(found.values())
+
+    @staticmethod
+    def _add_group(
+        found: Dict[str, Tuple[Job, Job]], jobs: List[Job], event: str, words: str, function: Callable[[Job], Job]
+    ) -> None:
+        refusal, accepted = None, 0
+        for job in jobs:
+            try:
+                found.setdefault(job.id, (job, function(job)))
+                accepted += 1
+            except BadState as error:
+                refusal = refusal or error
+        if refusal and not accepted:
+            raise BadState(f"cannot {event} any job of {words}: {refusal}")
+
+    # -- queues
+
+    def change_queue(self, name: str, action: str, wish: Any) -> Tuple[Optional[NamedQueue], Optional[Batch]]:
+        """Creates, sets or deletes a named queue; raises BadRequest, UnknownQueue, BadState."""
+        with self.lock:
+            old = self.queues.get(name)
+            if action == "create":
+                if old:
+                    raise BadState(f"cannot create queue {name}: it is there already, and create needs a name that is free")
+                new: Optional[NamedQueue] = NamedQueue(_check_queue_name(name)).altered(wish)
+            elif action == "set":
+                new = self._queue_named(name).altered(wish)
+            elif action == "delete":
+                self._queue_named(name)
+                self._check_unused(name)
+                new = None
+            else:
+                raise BadRequest(f"Action must be create, set or delete, not {action!r}")
+            entry = {"Queue": new.to_record()} if new else {"DropQueue": name}
+            batch = self._commit(entry, [(old, new)])
+            self._wake_all()
+        return new, batch
+
+    def _check_unused(self, name: str) -> None:
+        left = sum(count for state, count in self.queue_counts[name].items() if state is not State.FINISHED)
+        if name == DEFAULT_QUEUE:
+            raise BadState(f"cannot delete queue {name}: it is where jobs go that name none, and it is always there")
+        if left:
+            raise BadState(f"cannot delete queue {name}: it holds {left} unfinished jobs, and delete needs one without")
+
+    def queue_records(self) -> List[Dict[str, Any]]:
+        """What GET /queues answers."""
+        with self.lock:
+            return [
+                {**named.to_record(), "States": {s.value: n for s, n in self.queue_counts[named.name].items()}}
+                for named in self.queues.values()
+            ]
+
+    # -- what follows from a change: dependents, and arrays that have failed too often
+
+    def _judged_anew(self, ids: List[str]) -> Changes:
+        """Those of these jobs that the present verdicts on their dependencies change."""
+        verdicts: Dict[str, Optional[bool]] = {}  # thousands may wait for one array
+        changes: Changes = []
+        for job in [self.jobs[job_id] for job_id in ids]:
+            if job.state is State.HELD and job.depend:
+                for text in job.depend:
+                    if text not in verdicts:
+                        verdicts[text] = self._verdict(text)
+                after = self._judged(job, verdicts)
+                if after is not job:
+                    changes.append((job, after))
+        return changes
+
+    def _judged(self, job: Job, verdicts: Dict[str, Optional[bool]]) -> Job:
+        """A held job by the verdicts on its dependencies."""
+        never = [text for text in job.depend if verdicts[text] is False]
+        if never:
+            words = f"{never[0]} can never be met: {self._target_words(never[0])}"
+            over = dict(status="failed", exit_status=EXIT_DEPENDENCY, end_time=self.clock(), comment=words)
+            return self._moved(job, "abort", **over)
+        left = [text for text in job.depend if verdicts[text] is None]
+        if left == job.depend:
+            return job
+        job = job.but(depend=left)
+        if left or job.hold:
+            return job.but(comment=_hold_words(job))
+        return self._made_ready(job, "release")
+
+    def _verdict(self, text: str) -> Optional[bool]:
+        kind, thing = text.partition(":")[0], self._target(text)
+        if thing is None:
+            return False
+        if isinstance(thing, Array):
+            good, all_of_them = thing.statuses.get("finished", 0), len(thing.members)
+            begun = thing.begun == all_of_them if kind == "after" else thing.begun > 0
+            bad = thing.states[State.FINISHED] > good
+            return dependency_verdict(kind, thing.is_over, begun, good == all_of_them, bad)
+        over, good = thing.state is State.FINISHED, thing.status == "finished"
+        begun = thing.run_count > 0 or (over and thing.start_time is not None)  # the original counts no runs
+        return dependency_verdict(kind, over, begun, good, over and not good)
+
+    def _target(self, text: str) -> Optional[Union[Job, Array]]:
+        """What a dependency waits for; None if it is not there, as may be in a database by hand."""
+        try:
+            return self._find(text.partition(":")[2])
+        except UnknownJob:
+            return None
+
+    def _target_words(self, text: str) -> str:
+        thing = self._target(text)
+        if thing is None:
+            return "there is no such job"
+        if isinstance(thing, Array):
+            ends = ", ".join(f"{count} {status}" for status, count in thing.statuses.items() if count)
+            return f"of array {_label(thing)} {ends}"
+        ran = f"has {thing.status}" if thing.status in ("finished", "failed") else f"ended as {thing.status}"
+        return f"job {thing} {ran}" + ("" if thing.run_count else " and never ran")
+
+    def _consequences(self, changes: Changes) -> Changes:
+        """What follows at once from some changes: arrays that have failed too often now are aborted, dependencies that
+        are decided now are acted upon."""
+        arrays: Dict[int, None] = {}
+        ids: Dict[str, None] = {}
+        texts: Dict[str, None] = {}
+        for _, new in changes:
+            if isinstance(new, ArraySpec):
+                arrays[new.number] = None
+            for job in new.jobs if isinstance(new, NewArray) else [new] if type(new) is Job else []:
+                if job.state is State.HELD and job.depend:
+                    ids[job.id] = None
+                elif job.state in (State.RUNNING, State.FINISHED):
+                    if job.index is not None and _has_failed(job):
+                        arrays[job.number] = None
+                    for target in (str(job), f"{job.number}[]") if job.index is not None else (str(job),):
+                        texts.update(dict.fromkeys(self.awaited.get(target, ())))
+        for text in texts:
+            if self._verdict(text) is not None:
+                ids.update(self.awaited[text.partition(":")[2]][text])
+        aborted = [change for number in arrays for change in self._fails_over_limit(self.arrays[number])]
+        for job, _ in aborted:
+            ids.pop(job.id, None)
+        return aborted + self._judged_anew(list(ids))
+
+    def _fails_over_limit(self, array: Array) -> Changes:
+        """The end of all other subjobs of an array that has failed too often."""
+        limit = array.spec.max_fails
+        if not limit or array.failed < limit or array.is_over:
+            return []
+        jobs = [self.jobs[job_id] for job_id in array.members.values()]
+        return [
+            (job, self._aborted(job, array)) for job in jobs if job.state is not State.FINISHED and job.signal != "abort"
+        ]
+
+    def _aborted(self, job: Job, array: Array) -> Job:
+        if job.state is State.RUNNING:
+            return self._moved(job, "abort", signal="abort", comment=f"{_aborted_words(job)}: {job.host} is told to end it")
+        over = dict(status="failed", exit_status=EXIT_ABORTED, end_time=self.clock(), comment=_aborted_words(job))
+        return self._moved(job, "abort", **over)
+
+    def _commit_all(self, changes: Changes) -> Optional[Batch]:
+        """Makes changes that nobody asked for, and tells whoever waits for such."""
+        if not changes:
+            return None
+        batch = self._commit({"Put": [after.to_record() for _, after in changes]}, changes)
+        self._tell(changes)
+        return batch
+
+    def _tell(self, changes: Changes) -> None:
+        """Wakes whoever has been waiting for what the jobs have become."""
+        self._wake([after for _, after in changes if after.state is State.QUEUED])
+        for _, after in changes:
+            self._wake_next(after)
+            self._tell_watchers(after)
+        for host in {after.host for _, after in changes if after.state is State.RUNNING}:
+            self._wake_host(host)
+
     def tick(self) -> None:
         """Everything that only time causes: leases that end, jobs whose start time has come, nodes that fall silent."""
         moment, changes = self.clock(), []
         with self.lock:
+            due: Dict[str, None] = {}
             while self.alarms and self.alarms[0][0] <= moment:
-                _, job_id = heapq.heappop(self.alarms)
+                due[heapq.heappop(self.alarms)[1]] = None
+            for job_id in due:
                 job = self.jobs.get(job_id)
                 if job is None:
                     continue
                 if job.state is State.WAITING and (job.start_after or 0) <= moment:
-                    changes.append((job, self._moved(job, "ready", comment="")))
+                    changes.append((job, self._made_ready(job, "ready")))
                 elif job.state is State.RUNNING and job.expiry is not None:
                     if self._is_being_named(job):
                         job = self._put(job, job.but(expiry=self._renewed(moment)))
@@ -1230,13 +2143,10 @@ class Queue:
                         heapq.heappush(self.alarms, (job.expiry, job_id))
                     else:
                         changes.append((job, self._expired(job)))
-            batch = self._commit({"Put": [after.to_record() for _, after in changes]}, changes) if changes else None
-            self._wake([after for _, after in changes if after.state is State.QUEUED])
+            batch = self._commit_all(changes)
             for node in self.nodes.values():
                 self._watch_node(node, moment)
         self.store.wait(batch)
-        for _, job in changes:
-            self._tell_watchers(job)
 
     def _is_being_named(self, job: Job) -> bool:
         """True while a request is held open that names the job's lease."""
@@ -1247,8 +2157,10 @@ class Queue:
     def _expired(self, job: Job) -> Job:
         """A running job whose lease is over: nobody has reported it."""
         log.warning("job.expired job=%s host=%s run=%d", job, job.host, job.run_count)
-        if job.signal == "delete":
+        if job.signal in ("delete", "abort"):
             over = dict(status="deleted", comment=f"deleted; {job.host} has not reported its end", signal="")
+            if job.signal == "abort":
+                over.update(status="failed", exit_status=EXIT_ABORTED, comment=_aborted_words(job))
             return self._moved(job, "end", end_time=self.clock(), **over)
         if not job.rerunable:
             return self._lost(job, f"{job.host} was not heard of until the lease ended, and the job must not run twice")
@@ -1256,7 +2168,8 @@ class Queue:
         return self._requeued(job, words, lease=job.lease)
 
     def _lost(self, job: Job, comment: str) -> Job:
-        return self._moved(job, "lose", end_time=self.clock(), status="lost", exit_status=EXIT_LOST, comment=comment)
+        over = dict(status="lost", exit_status=EXIT_LOST, comment=comment, signal="")
+        return self._moved(job, "lose", end_time=self.clock(), **over)
 
     def _watch_node(self, node: Node, moment: float) -> None:
         silent = not node.polls and moment - node.last_seen > self.node_timeout
@@ -1266,57 +2179,113 @@ class Queue:
 
     # -- the pictures people ask for
 
-    def find(self, name: str) -> Job:
-        """The job that goes by a Number, `17[3]`, a UUID or the beginning of just one; raises UnknownJob."""
+    def find(self, name: str) -> Union[Job, Array]:
+        """The job, or array, that goes by a Number, `17[3]`, `17[]`, a UUID or the beginning of just one; raises
+        UnknownJob."""
         with self.lock:
             return self._find(name)
 
-    def _find(self, name: str) -> Job:
-        number = re.match(r"(\d{1,18})(?:\[(\d{1,18})\])?\Z", name, re.ASCII)
-        job_id: Optional[str] = name if name in self.jobs else None
-        if job_id is None and number:
-            job_id = self.numbers.get(_short(int(number.group(1)), int(number.group(2)) if number.group(2) else None))
-        if job_id is None and len(name) >= 4:
-            found = [i for i in self.jobs if i.startswith(name.lower())]
-            if len(found) > 1:
-                raise UnknownJob(f"{len(found)} jobs have an ID that begins with {name}: type more of it")
-            job_id = found[0] if found else None
-        if job_id is None:
-            raise UnknownJob(f"there is no job {name}: qstat -x lists all there are")
-        return self.jobs[job_id]
+    def _find(self, name: str) -> Union[Job, Array]:
+        words = _JOB_NAME.match(name)
+        if words:
+            number, index = int(words.group(1)), words.group(3)
+            array = self.arrays.get(number)
+            if array and not index:
+                return array
+            if array and index.isdigit() and int(index) in array.members:
+                return self.jobs[array.members[int(index)]]
+            if not words.group(2) and number in self.numbers:
+                return self.jobs[self.numbers[number]]
+        job = self.jobs.get(name)
+        return job if job else self._find_by_prefix(name)
 
-    def wait_for_end(self, name: str, seconds: float) -> Job:
-        """The job, once it is finished or the time is over."""
+    def _find_by_prefix(self, name: str) -> Union[Job, Array]:
+        text = name.lower()
+        if text in self.array_ids:
+            return self.arrays[self.array_ids[text]]
+        # subjobs have the beginning of their array's ID: it stands for the array
+        ids = [i for i in self.jobs if i.startswith(text) and self.jobs[i].index is None] if len(name) >= 4 else []
+        arrays = [i for i in self.array_ids if i.startswith(text)] if len(name) >= 4 else []
+        if len(ids) + len(arrays) > 1:
+            raise UnknownJob(f"{len(ids) + len(arrays)} jobs have an ID that begins with {name}: type more of it")
+        if arrays:
+            return self.arrays[self.array_ids[arrays[0]]]
+        if not ids:
+            raise UnknownJob(f"there is no job {name}: qstat -x lists all there are")
+        return self.jobs[ids[0]]
+
+    def _all_of_name(self, name: str) -> List[Job]:
+        """The job of a name, or all those of an array or a range of one; raises UnknownJob."""
+        if not _is_range(name):
+            thing = self._find(name)
+            return self._all_of(thing.spec.number) if isinstance(thing, Array) else [thing]
+        words = _JOB_NAME.match(name)
+        array = self.arrays.get(int(words.group(1)))  # type: ignore[union-attr]
+        if array is None:
+            raise UnknownJob(f"there is no array {name}: qstat -x lists all there are")
+        wanted = parse_indices(words.group(3))  # type: ignore[union-attr]
+        found = [self.jobs[array.members[index]] for index in wanted if index in array.members]
+        if not found:
+            raise UnknownJob(f"array {_label(array)} has none of the subjobs {name}: its indices are {array.spec.indices}")
+        return found
+
+    def _all_of(self, number: int) -> List[Job]:
+        """The job of a Number, or all subjobs."""
+        array = self.arrays.get(number)
+        return [self.jobs[i] for i in (array.members.values() if array else [self.numbers[number]])]
+
+    def wait_for_end(self, name: str, seconds: float) -> Union[Job, Array]:
+        """The job or array, once it is finished or the time is over."""
         with self.lock:
-            job, event = self._find(name), threading.Event()
-            if job.state is State.FINISHED or seconds <= 0 or self.stopping:
-                return job
-            self.watchers.setdefault(job.id, []).append(event)
+            thing, event = self._find(name), threading.Event()
+            if _is_over(thing) or seconds <= 0 or self.stopping:
+                return thing
+            key = thing.id if isinstance(thing, Job) else thing.spec.id
+            self.watchers.setdefault(key, []).append(event)
         event.wait(seconds)
         with self.lock:
-            waiting = self.watchers.get(job.id, [])
+            waiting = self.watchers.get(key, [])
             if event in waiting:
                 waiting.remove(event)
             if not waiting:
-                self.watchers.pop(job.id, None)
-            return self.jobs[job.id]
+                self.watchers.pop(key, None)
+            return self._find(name)
 
     def _tell_watchers(self, job: Job) -> None:
-        if self.watchers and job.state is State.FINISHED:
-            for event in self.watchers.get(job.id, ()):
-                event.set()
+        if not self.watchers or job.state is not State.FINISHED:
+            return
+        for event in self.watchers.get(job.id, ()):
+            event.set()
+        array = self.arrays.get(job.number) if job.index is not None else None
+        for event in self.watchers.get(array.spec.id, ()) if array and array.is_over else ():
+            event.set()
 
     def why_queued(self, job: Job) -> str:
         """Why a queued job does not run yet, for a person; the caller need not hold the lock."""
-        up = [node for node in list(self.nodes.values()) if not node.down]
-        need = Need.of(job)
+        up, need = [node for node in list(self.nodes.values()) if not node.down], self._need(job)
+        rule = self._limit_reached(need)
+        if rule:
+            return rule
         if not up:
             return "no client is connected"
-        if not any(need.fits(node, max(node.slots, 1)) for node in up):
-            wants = ([] if need.ncpus == 1 else [f"{need.ncpus} slots"]) + list(need.requires)
-            wants += [f"a client other than {', '.join(need.refused_by)}"] if need.refused_by else []
-            return f"needs {', '.join(wants) or 'a client of this version'}: no client has that"
-        return "waits for a free slot"
+        if any(need.fits(node, max(node.slots, 1)) for node in up):
+            return "waits for a free slot"
+        return "; ".join(self._unmet(need, up)) or "no client has all that it needs together"
+
+    @staticmethod
+    def _unmet(need: Need, up: List[Node]) -> Iterator[str]:
+        """Which of a job's needs no client meets, each in words."""
+        if max(max(node.slots, 1) for node in up) < need.ncpus:
+            yield f"needs {need.ncpus} slots: no client has so many"
+        for word in need.requires:
+            if not any(word in node.properties for node in up):
+                yield f"needs {word}: no client has it"
+        if all(node.queues is not None and need.queue not in node.queues for node in up):
+            yield f"no client serves queue {need.queue}"
+        if all(node.host in need.refused_by for node in up):
+            yield f"needs a client other than {', '.join(need.refused_by)}: there is none"
+        if not need.plain and all(node.original for node in up):
+            yield "needs a client of this version: there is none"
 
     def picture(self) -> List[Job]:
         """Every job at one moment."""
@@ -1372,22 +2341,53 @@ class Queue:
         """The job after an event of the transition table; raises BadState if it leads nowhere."""
         return job.but(state=next_state(job, event), **changes)
 
-    def _requeued(self, job: Job, comment: str, lease: str = "", **changes: Any) -> Job:
-        """A running job back in the queue; held instead if it was started too often to go on like that."""
-        words = dict(comment=comment, lease=lease, host="", expiry=None, signal="", **changes)
-        queued = self._moved(job, "requeue", **words)
-        if job.run_count >= MAX_STARTS:
-            return self._moved(queued, "hold", comment=f"held after {job.run_count} starts that never ended: {comment}")
-        return queued
+    def _noted(self, job: Job, words: str) -> Job:
+        """The job with one more line in its history, the time being now."""
+        return job.but(history=job.history[1 - MAX_HISTORY :] + [[format_time(self.clock()), words]])
+
+    def _requeued(self, job: Job, comment: str, lease: str = "", ended: bool = False, **changes: Any) -> Job:
+        """A running job back in the queue; over instead if it was to be ended; held instead if its run never `ended` and
+        it was started too often to go on like that."""
+        if job.signal in ("delete", "abort"):
+            return self._expired(job)
+        words = dict(comment=comment, lease=lease, host="", expiry=None, signal="", queue_time=self.clock(), **changes)
+        queued = self._moved(self._noted(job, f"{_run_words(job)}; {comment}"), "requeue", **words)
+        if job.run_count and job.run_count % MAX_STARTS == 0 and not ended and "run_count" not in changes:
+            held = dict(hold=True, comment=f"held after {job.run_count} starts, this one without an end: {comment}")
+            return self._moved(queued, "hold", **held)
+        return self._rested(queued, comment)
 
     def _commit_put(self, old: Job, new: Job) -> Batch:
         return self._commit({"Put": [new.to_record()]}, [(old, new)])
 
     def _commit(self, entry: Dict[str, Any], changes: Changes) -> Batch:
-        """Makes a change here and hands it to the journal; to be waited for outside the lock."""
-        batch = self.store.append(entry, changes)  # first: it raises for what cannot be written
+        """Makes changes here and hands them to the journal; to be waited for outside the lock."""
         for old, new in changes:
-            self._put(old, new)
+            (self._put_job if type(new) is Job else self._put)(old, new)
+        return self._record(entry, changes)
+
+    def _record(self, entry: Dict[str, Any], changes: Changes) -> Batch:
+        """Makes true what follows from changes that have been made, what follows from that, and so on, and hands all of
+        it to the journal as one line, so that the disk never holds one without the other.  Raises Stopping or BadRequest
+        for what cannot be written, having taken it all back."""
+        everything = list(changes)
+        step: Changes = changes
+        try:
+            while step and (self.awaited or self.arrays):  # else nothing can follow
+                step = self._consequences(step)
+                for old, new in step:
+                    self._put(old, new)
+                everything += step
+            followed = everything[len(changes) :]
+            if followed:
+                entry = {**entry, "Put": entry.get("Put", []) + [after.to_record() for _, after in followed]}
+            batch = self.store.append(entry, everything)
+        except JobrunnerError:
+            for old, new in reversed(everything):
+                self._put(new, old)
+            raise
+        if followed:
+            self._tell(followed)
         return batch
 
     def _undo(self, take: Callable[[], Changes]) -> None:
@@ -1396,40 +2396,82 @@ class Queue:
             changes = take()
             for old, new in reversed(changes):
                 self._put(new, old)
-            self._wake([old for old, _ in changes if old and old.state is State.QUEUED])
+            self._wake([old for old, _ in changes if type(old) is Job and old.state is State.QUEUED])
 
-    def _put(self, old: Optional[Job], new: Optional[Job]) -> Any:
-        """Replaces a job (None: there was none, there is none) and everything that follows from it: the only place.
-        Returns the new one."""
+    def _put(self, old: Any, new: Any) -> Any:
+        """Replaces a job, an array or a named queue (None: there was none, there is none) and everything that follows
+        from it: the only place.  Returns the new one."""
+        if type(new or old) is Job:
+            return self._put_job(old, new)
+        if isinstance(new or old, NewArray):
+            return self._put_new_array(old, new)
+        if isinstance(new or old, ArraySpec):
+            return self._put_array(old, new)
+        return self._put_queue(old, new)
+
+    def _put_job(self, old: Optional[Job], new: Optional[Job]) -> Optional[Job]:
         if old:
             self._uncount(old)
         if new is None:
             if old:
                 del self.jobs[old.id]
-                self.numbers.pop(_short(old.number, old.index), None)
+                self._known_by_number(old).pop(old.number if old.index is None else old.index, None)
             return None
         self.jobs[new.id] = new
-        self.numbers[_short(new.number, new.index)] = new.id
-        self.counts[new.state] += 1
+        if old is None or old.number != new.number:
+            self._known_by_number(new)[new.number if new.index is None else new.index] = new.id
+        if new.queue not in self.queues:
+            self._meet_queue(new)
+        self._count(new)
         if new.state is State.QUEUED:
-            entry, need = _order(new), Need.of(new)
-            if old is None or old.state is not State.QUEUED or _order(old) != entry or Need.of(old) != need:
+            entry, need = _order(new), self._need(new)
+            if old is None or old.state is not State.QUEUED or _order(old) != entry or self._need(old) != need:
                 heapq.heappush(self.ready.setdefault(need, []), entry)
         elif new.state is State.RUNNING:
             self.leased.setdefault(new.host, {})[new.id] = None
             # a lease that is renewed needs no alarm of its own: the one there is asks again when it goes off
-            if new.expiry is not None and (old is None or old.state is not State.RUNNING):
+            before = old.expiry if old and old.state is State.RUNNING else None
+            if new.expiry is not None and (before is None or new.expiry < before):
                 heapq.heappush(self.alarms, (new.expiry, new.id))
         elif new.state is State.WAITING:
-            heapq.heappush(self.alarms, (new.start_after or 0, new.id))
-        elif new.state is State.FINISHED:
-            self.statuses[new.status] = self.statuses.get(new.status, 0) + 1
-            if old is not None:
-                self._count_end()
+            if old is None or old.state is not State.WAITING or old.start_after != new.start_after:
+                heapq.heappush(self.alarms, (new.start_after or 0, new.id))
+        elif new.state is State.HELD:
+            for text in new.depend:
+                target = text.partition(":")[2]
+                self.awaited.setdefault(target, {}).setdefault(text, {})[new.id] = None
+        elif old is not None:
+            self._count_end()
         return new
+
+    def _meet_queue(self, job: Job) -> None:
+        """A queue that the database says nothing of: it is by hand, or by a version that knew no queues; or the queue
+        has been deleted since the job was over."""
+        self.queue_counts.setdefault(job.queue, {state: 0 for state in State})
+        if job.state is not State.FINISHED:
+            self._put_queue(None, NamedQueue(job.queue))
+
+    def _known_by_number(self, job: Job) -> Dict[int, str]:
+        """Where a job's ID is found by its Number, or by its Index; a subjob of an array that is not there makes one."""
+        if job.index is None:
+            return self.numbers
+        if job.number not in self.arrays:
+            self._put_array(None, ArraySpec(job.number, _new_id(), str(job.index), 0, 0, job))
+        return self.arrays[job.number].members
+
+    def _count(self, job: Job) -> None:
+        self.counts[job.state] += 1
+        self.queue_counts[job.queue][job.state] += 1
+        if job.index is not None:
+            self.arrays[job.number].count(job, 1)
+        if job.state is State.FINISHED:
+            self.statuses[job.status] = self.statuses.get(job.status, 0) + 1
 
     def _uncount(self, old: Job) -> None:
         self.counts[old.state] -= 1
+        self.queue_counts[old.queue][old.state] -= 1
+        if old.index is not None:
+            self.arrays[old.number].count(old, -1)
         if old.state is State.RUNNING:
             ids = self.leased[old.host]
             del ids[old.id]
@@ -1437,6 +2479,70 @@ class Queue:
                 del self.leased[old.host]
         elif old.state is State.FINISHED:
             self.statuses[old.status] -= 1
+        elif old.state is State.HELD:
+            for text in old.depend:
+                self._no_longer_awaited(text, old.id)
+
+    def _no_longer_awaited(self, text: str, job_id: str) -> None:
+        target = text.partition(":")[2]
+        texts = self.awaited.get(target, {})
+        waiting = texts.get(text, {})
+        waiting.pop(job_id, None)
+        if not waiting:
+            texts.pop(text, None)  # which a record that says it twice has taken out already
+        if not texts:
+            self.awaited.pop(target, None)
+
+    def _put_new_array(self, old: Optional[NewArray], new: Optional[NewArray]) -> Optional[NewArray]:
+        """As `_put_job` for each subjob, but that what they have in common is done once: there may be a million."""
+        if new is None:
+            for job in old.jobs if old else ():
+                self._put_job(job, None)
+            self._put_array(old.spec if old else None, None)
+            return None
+        self._put_array(None, new.spec)
+        array, jobs, ids = self.arrays[new.spec.number], new.jobs, [job.id for job in new.jobs]
+        self.jobs.update(zip(ids, jobs))
+        array.members.update((job.__dict__["index"], job.id) for job in jobs)
+        state, queue = jobs[0].state, jobs[0].queue
+        for counts in (self.counts, self.queue_counts[queue], array.states):
+            counts[state] += len(jobs)
+        if state is State.QUEUED:
+            heap = self.ready.setdefault(self._need(jobs[0]), [])
+            for entry in map(_order, jobs):
+                heapq.heappush(heap, entry)
+        elif state is State.WAITING:
+            for job in jobs:
+                heapq.heappush(self.alarms, (job.start_after or 0, job.id))
+        else:
+            for text in jobs[0].depend:
+                self.awaited.setdefault(text.partition(":")[2], {}).setdefault(text, {}).update(dict.fromkeys(ids))
+        return new
+
+    def _put_array(self, old: Optional[ArraySpec], new: Optional[ArraySpec]) -> Optional[ArraySpec]:
+        if new is None:
+            if old:
+                del self.arrays[old.number], self.array_ids[old.id]
+        elif old is None:
+            self.arrays[new.number] = Array(new)
+            self.array_ids[new.id] = new.number
+        else:
+            array = self.arrays[new.number]
+            array.spec = new
+            if bool(old.max_running) != bool(new.max_running):  # its subjobs wait in another heap from now on
+                for job in [self.jobs[job_id] for job_id in array.members.values()]:
+                    if job.state is State.QUEUED:
+                        heapq.heappush(self.ready.setdefault(self._need(job), []), _order(job))
+        return new
+
+    def _put_queue(self, old: Optional[NamedQueue], new: Optional[NamedQueue]) -> Optional[NamedQueue]:
+        if new is None:
+            if old:
+                del self.queues[old.name]
+        else:
+            self.queues[new.name] = new
+            self.queue_counts.setdefault(new.name, {state: 0 for state in State})
+        return new
 
     def _count_end(self) -> None:
         minute = int(self.clock() // 60)
@@ -1457,7 +2563,7 @@ class Queue:
             if poll.slots > 0 and not poll.superseded and not poll.wake.is_set()
         ]
         for job in jobs if waiting else ():
-            need = Need.of(job)
+            need = self._need(job)
             for node, poll in waiting:
                 if job.state is State.QUEUED and need.fits(node, poll.slots):
                     poll.wake.set()
@@ -1467,13 +2573,145 @@ class Queue:
                 return
 
 
-def _short(number: int, index: Optional[int]) -> Union[int, Tuple[int, int]]:
-    """The key of a job in Queue.numbers; most have no index, and then the tuple would take a tenth of their room."""
-    return number if index is None else (number, index)
+    def _wake_next(self, job: Job) -> None:
+        """Wakes a client for the job that may run now that this one does not any more: only where a limit kept it back,
+        since whoever has a free slot asks anyway."""
+        if job.state is State.RUNNING:
+            return
+        array = job.number if job.index is not None and self.arrays[job.number].spec.max_running else 0
+        if not array and not self.queues[job.queue].max_run:
+            return
+        for need, heap in self.ready.items():
+            if (need.array == array if array else need.queue == job.queue) and self._has_head(need, heap):
+                self._wake([self.jobs[heap[0][3]]])
+
+    def _wake_host(self, host: str) -> None:
+        """There is something to say to the clients of that name."""
+        for node in self.nodes.values():
+            for poll in node.polls if node.host == host else ():
+                poll.wake.set()
+
+    def _wake_all(self) -> None:
+        """Rules have changed: whoever waits is to look again."""
+        for node in self.nodes.values():
+            for poll in node.polls:
+                poll.wake.set()
+
+
+# What the lines of a journal hold, and what makes them true again; within one line in this order.
+_REPLAYED: Dict[str, Callable[[Queue, Any], None]] = {
+    "Queue": Queue._replay_queue,
+    "DropQueue": Queue._replay_drop,
+    "Arrays": Queue._replay_arrays,
+    "Limits": Queue._replay_limits,
+    "Put": Queue._replay_put,
+    "Sample": Queue._replay_sample,
+}
+
+LIMITS = ("Runtime", "Memory", "CpuTime")
+ARRAY_LIMITS = {"MaxRunSubjobs": "max_running", "MaxFails": "max_fails"}
+ALTERABLE_RUNNING = ("Runtime", "Memory", "CpuTime", "Priority")
+ALTERABLE = (
+    *ALTERABLE_RUNNING, "Name", "Ncpus", "Requires", "StartAfter", "Rerunable", "Retries", "StdOut", "StdErr", "Join",
+    "Depend", "Hold", "Env", "WorkDir", "Shell", "Account", "MailPoints", "MailUsers", *ARRAY_LIMITS,
+)  # fmt: skip
+
+# What a Need is made of, and that of a job which has none of it: what is at its default is not in a job's dictionary.
+_NEED_FIELDS = frozenset(
+    ("index", "ncpus", "requires", "refused_by", "queue", "failed_on", "env", "workdir", "stdout", "stderr", "join",
+     "script", "memory", "cputime")
+)  # fmt: skip
+_NO_NEED = Need(True, 1, (), (), DEFAULT_QUEUE, 0, ())
+
+# The event that makes a job of these states ready to run.
+_READY_BY = {State.QUEUED: "", State.HELD: "release", State.WAITING: "ready"}
+_NEVER_RUN_EXITS = (EXIT_ABORTED, EXIT_DEPENDENCY)
+
+# What a job begins its next run without.
+_NEW_RUN: Dict[str, Any] = {
+    name: getattr(Job, name)
+    for name in ("cpu_used", "mem_used", "sample_seconds", "sample_skipped", "cpu_time_used", "max_mem")
+}
+# And what it begins anew without.
+_NEVER_RAN: Dict[str, Any] = {
+    **_NEW_RUN,
+    **{
+        name: getattr(Job, name)
+        for name in ("status", "exit_status", "end_time", "retried", "failed_on", "signal", "lease", "host", "expiry")
+    },
+}
+
+
+class Selection(NamedTuple):
+    """Jobs that a person means: by name, and by what they have in common.
+
+    filter  what all jobs are tried with; None = only those named
+    words   what it asks, for a person
+    """
+
+    names: List[str]
+    filter: Optional[Callable[[Job], bool]] = None
+    words: str = ""
+
+
+_JOB_NAME = re.compile(r"(\d{1,18})(\[([\d,:-]*)\])?(?:\.[\w.-]+)?\Z", re.ASCII)  # as in PBS, `.server` may follow
+
+
+def _is_range(name: str) -> bool:
+    """True for `17[1-9]`."""
+    words = _JOB_NAME.match(name)
+    return bool(words and words.group(3) and not words.group(3).isdigit())
+
+
+def _label(thing: Union[Job, Array]) -> str:
+    """What people type: `17`, `17[3]`, `17[]`."""
+    return f"{thing.spec.number}[]" if isinstance(thing, Array) else str(thing)
+
+
+def _is_over(thing: Union[Job, Array]) -> bool:
+    return thing.is_over if isinstance(thing, Array) else thing.state is State.FINISHED
+
+
+def _limits(job: Job) -> List[int]:
+    return [job.runtime, job.memory, job.cputime]
+
+
+def _has_failed(job: Job) -> bool:
+    """True of a job that ended badly by itself."""
+    good = job.status in ("finished", "deleted") or job.exit_status == EXIT_ABORTED
+    return job.state is State.FINISHED and not good
+
+
+def _limits_of(spec: ArraySpec) -> List[int]:
+    return [spec.number, spec.max_running, spec.max_fails]
+
+
+def _hold_words(job: Job) -> str:
+    """Why a job is held."""
+    return "held by " + " and ".join((["a person"] if job.hold else []) + job.depend)
+
+
+def _aborted_words(job: Job) -> str:
+    return f"aborted with its array {job.number}[], of which as many have failed as may"
+
+
+def _run_words(job: Job) -> str:
+    """A line of history for a run that is over."""
+    if job.start_time is None:
+        return f"was over without a run: {job.comment or job.status}"
+    ended = f", {job.status} with exit status {jobrunner.exit_words(job.exit_status)}" if job.status else ""
+    ended = f" until {format_time(job.end_time)}{ended}" if job.end_time is not None else ""
+    return f"run {job.run_count} on {job.host} from {format_time(job.start_time)}{ended}"
+
+
+def _check_queue_name(name: Any) -> str:
+    if not isinstance(name, str) or not re.match(r"[A-Za-z_][\w.-]{0,63}\Z", name, re.ASCII):
+        raise BadRequest(f"{name!r} is no name for a queue: use letters, digits, _, - and ., a letter first")
+    return name
 
 
 def _order(job: Job) -> Tuple[int, int, int, str]:
-    """What jobs are sorted by: priority, Number, Index."""
+    """What jobs of one queue are sorted by: priority, Number, Index."""
     return (-job.priority, job.number, job.index or 0, job.id)
 
 
@@ -1521,6 +2759,7 @@ class Wish(NamedTuple):
     info: Dict[str, Any]
     number: int
     open: List[Any]
+    limits: Dict[str, List[int]]  # by ID, as the client has them: Runtime, Memory, CpuTime
 
 
 def _poll_wish(request: Any) -> Wish:
@@ -1542,7 +2781,8 @@ def _poll_wish(request: Any) -> Wish:
         raise BadRequest("Node must be an object, Poll a whole number and Open a list of them")
     jobrunner.check_shown(info)
     named = [(r["ID"], str(r.get("Lease") or ""), str(r.get("Signal") or "")) for r in running]
-    return Wish(host or UNKNOWN_HOST, slots, min(wait, LONGEST_POLL), named, info, number, open_polls)
+    limits = {r["ID"]: r["Limits"] for r in running if isinstance(r.get("Limits"), list)}
+    return Wish(host or UNKNOWN_HOST, slots, min(wait, LONGEST_POLL), named, info, number, open_polls, limits)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1606,13 +2846,18 @@ def get_dump(queue: Queue, request: Request) -> Answer:
 
 
 def get_add(queue: Queue, request: Request) -> Answer:
-    (job,), batch = queue.add([_configuration(request)])
+    (job,), batch = queue.add([_configuration(request)])  # an array has ID and Number too
     return Answer(200, b'{"ID":"%b","Number":%d}' % (job.id.encode(), job.number), batch=batch)
 
 
 def post_add(queue: Queue, request: Request) -> Answer:
     jobs, batch = queue.add(_body_list(request))
-    return _json([{"ID": job.id, "Number": job.number} for job in jobs], batch)
+    return _json([_added(thing) for thing in jobs], batch)
+
+
+def _added(thing: Union[Job, ArraySpec]) -> Dict[str, Any]:
+    entry = {"ID": thing.id, "Number": thing.number}
+    return entry if isinstance(thing, Job) else {**entry, "Array": True}
 
 
 def get_request(queue: Queue, request: Request) -> Answer:
@@ -1675,12 +2920,14 @@ def get_job(queue: Queue, request: Request) -> Answer:
     name, wait = request.query.get("id", ""), request.query.get("wait", "0")
     if not name or not re.match(r"\d{1,4}\Z", wait, re.ASCII):
         raise BadRequest("say which job with ?id=, a Number or ID; wait= is a number of seconds")
-    job = queue.wait_for_end(name, min(int(wait), LONGEST_POLL))
-    return _json(_public(queue, job), queue.store.unwritten())
+    thing = queue.wait_for_end(name, min(int(wait), LONGEST_POLL))
+    return _json(_public(queue, thing), queue.store.unwritten())
 
 
-def _public(queue: Queue, job: Job) -> Dict[str, Any]:
-    """A job for a listing; a queued one always says why it waits."""
+def _public(queue: Queue, job: Union[Job, Array]) -> Dict[str, Any]:
+    """A job or array for a listing; a queued job always says why it waits."""
+    if isinstance(job, Array):
+        return job.to_record()
     record = job.public()
     if job.state is State.QUEUED:
         record["Comment"] = "; ".join(filter(None, [job.comment, queue.why_queued(job)]))
@@ -1689,18 +2936,71 @@ def _public(queue: Queue, job: Job) -> Dict[str, Any]:
 
 def get_output(queue: Queue, request: Request) -> Answer:
     job = queue.find(request.query.get("id", ""))
+    if isinstance(job, Array):
+        raise UnknownJob(f"{_label(job)} is an array, and has no output: name a subjob, as {job.spec.number}[1]")
     tails = {key: queue.store.read_output(job, stream) for key, stream in (("StdOut", "out"), ("StdErr", "err"))}
     texts = {key: data.decode("utf-8", "surrogateescape") for key, data in tails.items()}
     return _json({"ID": job.id, "Number": job.number, "State": job.state.value, "Host": job.host, **texts})
 
 
-def post_delete(queue: Queue, request: Request) -> Answer:
+def _wish(request: Request) -> Dict[str, Any]:
     wish = _body(request)
-    names = wish.get("IDs") if isinstance(wish, dict) else None
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+    if not isinstance(wish, dict):
         raise BadRequest('say which jobs as {"IDs":["17", ...]}')
-    jobs, batch = queue.delete(names)
-    return _json({"Jobs": [job.public() for job in jobs]}, batch)
+    return wish
+
+
+def _selection(wish: Dict[str, Any]) -> Selection:
+    """The jobs in {"IDs": [...], "Select": {...}}; raises BadRequest."""
+    names, select = wish.get("IDs") or [], wish.get("Select") or {}
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise BadRequest('say which jobs as {"IDs":["17", ...]}')
+    if not isinstance(select, dict) or not all(isinstance(text, str) for text in select.values()):
+        raise BadRequest('say which jobs as {"Select":{"Name":"sweep", "Status":"failed"}}')
+    if not names and not select:
+        raise BadRequest('say which jobs as {"IDs":["17", ...]} or {"Select":{"Name":"sweep"}}')
+    keys = {key.lower(): text for key, text in select.items()}
+    if set(keys) & set(_PAGING):
+        raise BadRequest("Select takes State, Status, Name, Queue, Host, Owner and Number")
+    words = " and ".join(f"{key} {text}" for key, text in keys.items())
+    return Selection(names, _job_filter(keys) if keys else None, words)
+
+
+def _changed(jobs: List[Job], batch: Optional[Batch]) -> Answer:
+    return _json({"Total": len(jobs), "Jobs": [job.public() for job in jobs[:PAGE]]}, batch)
+
+
+def _verb(method: Callable[..., Tuple[List[Job], Optional[Batch]]]) -> Callable[[Queue, Request], Answer]:
+    """The route of a method that takes a Selection and nothing else."""
+    return lambda queue, request: _changed(*method(queue, _selection(_wish(request))))
+
+
+def post_delete(queue: Queue, request: Request) -> Answer:
+    wish = _wish(request)
+    return _changed(*queue.delete(_selection(wish), jobrunner._check_bool("Force", wish.get("Force") or False)))
+
+
+def post_alter(queue: Queue, request: Request) -> Answer:
+    wish = _wish(request)
+    if not isinstance(wish.get("Set"), dict):
+        raise BadRequest('say what to alter as {"Set":{"Priority":5}}')
+    return _changed(*queue.alter(_selection(wish), wish["Set"]))
+
+
+def post_move(queue: Queue, request: Request) -> Answer:
+    wish = _wish(request)
+    return _changed(*queue.move(_selection(wish), jobrunner._check_word("Queue", wish.get("Queue"))))
+
+
+def get_queues(queue: Queue, request: Request) -> Answer:
+    return _json({"Queues": queue.queue_records()})
+
+
+def post_queue(queue: Queue, request: Request) -> Answer:
+    wish = _wish(request)
+    name = jobrunner._check_word("Name", wish.get("Name"))
+    named, batch = queue.change_queue(name, str(wish.get("Action")), wish.get("Set") or {})
+    return _json({"Queue": named.to_record() if named else None}, batch)
 
 
 def post_shutdown(queue: Queue, request: Request) -> Answer:
@@ -1713,10 +3013,24 @@ def post_shutdown(queue: Queue, request: Request) -> Answer:
 def get_jobs(queue: Queue, request: Request) -> Answer:
     """Jobs by number, filtered and paged; see docs/protocol.md."""
     chosen, fields = _job_filter(request.query), request.query.get("fields")
-    jobs = [job for job in queue.picture() if chosen(job)]
-    offset, limit = (_whole(request.query, key, default) for key, default in (("offset", 0), ("limit", 10000)))
+    jobs: List[Union[Job, Array]] = [job for job in queue.picture() if chosen(job)]
+    if request.query.get("subjobs") == "0":
+        jobs = _arrays_for_subjobs(queue, jobs)
+    offset, limit = (_whole(request.query, key, default) for key, default in (("offset", 0), ("limit", PAGE)))
     page = jobs[offset : offset + limit]
     return Answer(200, _job_list(queue, page, len(jobs), fields.split(",") if fields else None))
+
+
+def _arrays_for_subjobs(queue: Queue, jobs: List[Any]) -> List[Union[Job, Array]]:
+    """The jobs, with each array in the place of its first subjob among them."""
+    found: Dict[Any, Union[Job, Array]] = {}
+    for job in jobs:
+        array = queue.arrays.get(job.number) if job.index is not None else None
+        found.setdefault(job.number if array else job.id, array or job)
+    return list(found.values())
+
+
+_PAGING = ("offset", "limit", "fields", "subjobs")
 
 
 def _job_filter(query: Dict[str, str]) -> Callable[[Job], bool]:
@@ -1733,9 +3047,12 @@ def _job_filter(query: Dict[str, str]) -> Callable[[Job], bool]:
             tests.append(lambda job, name=value: job.title == name)
         elif key in ("status", "queue", "host"):
             tests.append(lambda job, key=key, words=words: getattr(job, key) in words)
-        elif key not in ("offset", "limit", "fields"):
+        elif key == "owner":
+            tests.append(lambda job, words=words: job.owner in words or job.owner.split("@")[0] in words)
+        elif key not in _PAGING:
             raise BadRequest(
-                f"/jobs knows no {key}: use state, status, name, queue, host, number, offset, limit and fields"
+                f"/jobs knows no {key}: use state, status, name, queue, host, owner, number, offset, limit, fields and "
+                "subjobs"
             )
     return lambda job: all(test(job) for test in tests)
 
@@ -1785,7 +3102,14 @@ ROUTES = {
     "/job": Route("view", get_job),
     "/nodes": Route("view", get_nodes),
     "/output": Route("view", get_output),
+    "/queues": Route("view", get_queues),
     "/delete": Route("submit", post=post_delete),
+    "/hold": Route("submit", post=_verb(Queue.hold)),
+    "/release": Route("submit", post=_verb(Queue.release)),
+    "/rerun": Route("submit", post=_verb(Queue.rerun)),
+    "/alter": Route("submit", post=post_alter),
+    "/move": Route("submit", post=post_move),
+    "/queue": Route("submit", post=post_queue),
     "/shutdown": Route("submit", post=post_shutdown),
 }
 
@@ -2217,6 +3541,7 @@ def arguments() -> argparse.ArgumentParser:
         help="silence after which a client counts as down (default 300)")  # fmt: skip
     add("--requeue-after", type=_duration, default=3600, metavar="TIME",
         help="silence after which its jobs are queued again; 0: never (default 3600)")  # fmt: skip
+    add("--accounting", metavar="DIR", help="write PBS's accounting records there, a file a day (default: none)")
     add("--until-eof", action="store_true", help="stop when standard input ends")
     add("--version", action="version", version=f"jobrunner {VERSION}")
     return parser
@@ -2259,6 +3584,7 @@ def tune() -> None:
 def serve(options: argparse.Namespace) -> None:
     tune()
     queue = Queue(Store(options.db), now, options.node_timeout, options.requeue_after)
+    queue.store.account = Accounting(options.accounting).write if options.accounting else None
     server = listen(options.bind, options.port, queue, options.max_body)
     gc.disable()  # nothing that is loaded is garbage
     queue.load()

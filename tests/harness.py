@@ -88,6 +88,12 @@ class Server:
         assert status == 200, added
         return [entry["Number"] for entry in added]
 
+    def queue(self, name, **attributes):
+        """Makes a named queue."""
+        status, answer = self.post("/queue", {"Name": name, "Action": "create", "Set": attributes})
+        assert status == 200, answer
+        return answer["Queue"]
+
     def job(self, name):
         """One job's record, as /job has it."""
         status, job = self.get("/job", id=name)

@@ -383,6 +383,7 @@ def a_job_of_every_kind(server):
     by_name = dict(zip(names, server.add(*plain)))
     full = {"Queue": "long", "Priority": -5, "Memory": 1 << 33, "CpuTime": 9, "Ncpus": 2, "Requires": ["windows"]}
     full.update({"Env": {"A": "1"}, "WorkDir": "C:\\x", "Owner": "me@here", "Rerunable": False, "StdOut": "out"})
+    server.queue("long", MaxRun=7, Priority=3)
     server.add({"Params": ["a b", "", "\\"], **full})
     assert server.post("/delete", {"IDs": [str(by_name["deleted"])]})[0] == 200
     leased = {}

@@ -35,6 +35,7 @@ def shared(tmp_path_factory):
         server = lab.server("--max-body", "1mb")
         queued, running = {"Params": ["q"], "Requires": ["nobody"]}, {"Params": ["r"], "Name": "a"}
         held, waiting = {"Params": ["h"], "Hold": True}, {"Params": ["w"], "StartAfter": "2199-01-01T00:00:00Z"}
+        server.queue("big")
         server.add(queued, running, held, {"Params": ["f"], "Name": "a", "Queue": "big"}, waiting)
         first, second = poll(server, "keeper", slots=2)["Jobs"]
         assert server.post("/finish", report(second, ExitStatus=3))[0] == 200
@@ -154,6 +155,7 @@ def test_every_key_of_a_job_that_a_submitter_may_set_comes_back_as_it_was(server
     job = {"Params": ["a", "", "b c"], "Runtime": 5, "Name": "n", "Queue": "q", "Priority": -3, "Memory": 1 << 31,
            "CpuTime": 7, "Ncpus": 2, "Requires": ["host=h1"], "Env": {"A": "ü<"}, "WorkDir": "w", "Owner": "me@here",
            "StdOut": "o", "StdErr": "e", "Rerunable": False, "Retries": 2, "Unknown": {"kept": [None, 1]}}  # fmt: skip
+    server.queue("q")
     (number,) = server.add(job)
     record = server.job(number)
     assert {key: record[key] for key in job} == job
