@@ -153,7 +153,7 @@ def test_a_jobs_exit_status_is_its_own_or_256_and_its_signal(shop, script, statu
     ({"Params": ["true"], "WorkDir": "/no/such/folder"}, -8, ["/no/such/folder", "No such file"]),
     ({"Params": ["true"], "WorkDir": "/etc/passwd"}, -8, ["/etc/passwd", "Not a directory"]),
     ({"Params": ["true"], "StdOut": "/no/such/folder/out"}, -9, ["/no/such/folder/out", "No such file"]),
-    ({"Params": ["true"], "StdErr": "/"}, -9, ["/", "Is a directory"]),
+    ({"Params": ["true"], "StdErr": "/no/such/folder/"}, -9, ["/no/such/folder/true.e", "No such file"]),
     ({"Params": ["true"], "StdOut": "x" * 300}, -9, ["xxx", "too long"]),
 ], ids=lambda value: str(value)[:40])  # fmt: skip
 def test_a_job_that_cannot_be_started_has_failed_and_its_comment_names_the_file_and_the_error(
