@@ -98,6 +98,7 @@ SMALL_SNAPSHOT = 16 << 20  # bytes of journal that are worth a snapshot whatever
 IDLE_SNAPSHOT = 60  # s after which even a short journal is folded in, where that costs little
 SNAPSHOT_PAUSE = 0.0005  # s between the chunks of a snapshot, as long as making one takes: requests come first
 PAGE = 10000  # jobs in a listing where nobody says how many
+LOT = 1 << 18  # characters of the database that are read at a time
 CHUNK = 32  # jobs turned into JSON at a time, so that requests come between
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -150,10 +151,19 @@ class _Reader:
 
     def members(self) -> Iterator[str]:
         """The keys of the object that starts here; the caller reads each value before it asks for the next key."""
+        if self.enter():
+            yield from self.further_members()
+
+    def enter(self) -> bool:
+        """Goes into the object that starts here; False if that is empty, and read by that."""
         self.expect("{")
-        if self.peek() == "}":
-            self.at += 1
-            return
+        if self.peek() != "}":
+            return True
+        self.at += 1
+        return False
+
+    def further_members(self) -> Iterator[str]:
+        """The keys from here on, as `members`; one must come."""
         while True:
             simple = self._key(self.text, self.at)
             if simple:
@@ -186,17 +196,44 @@ def read_database(reader: _Reader) -> Iterator[Tuple[str, Any]]:
             yield bucket, reader.value()
         elif reader.peek() == "n":
             reader.value()
-        else:
-            for key in reader.members():
+        elif reader.enter():
+            yield from _read_lots(reader, bucket)
+            for key in reader.further_members():
                 yield bucket, _stored_job(bucket, key, reader.value())
     if reader.peek():
         raise json.JSONDecodeError("something follows the end", reader.text, reader.at)
 
 
+def _read_lots(reader: _Reader, bucket: str) -> Iterator[Tuple[str, Job]]:
+    """The first jobs of a bucket in which they stand one a line, as we write them: many lines at a time.  Whatever cannot
+    be read so, the last ones among it, is left to who goes on from there one by one, and says what is wrong with it."""
+    text = reader.text
+    while True:
+        end = text.find(",\n", reader.at + LOT)
+        if end < 0:
+            return
+        try:
+            entries = json.loads("{" + text[reader.at : end] + "}", parse_constant=jobrunner._refuse_constant)
+            jobs = [_stored_job(bucket, key, record) for key, record in entries.items()]
+        except (ValueError, RecursionError, BadFact):
+            return
+        if len(jobs) != text.count("\n", reader.at, end) + 1:  # another layout, or a key that comes twice
+            return
+        for place, job in enumerate(jobs):
+            try:
+                yield bucket, job
+            except BadFact:  # thrown by whoever takes the jobs: it stands in this one's line
+                for _ in range(place):
+                    reader.at = text.index("\n", reader.at) + 1
+                reader.start = text.index(":", reader.at + len(job.id)) + 1
+                raise
+        reader.at = end + 2
+
+
 def _stored_job(bucket: str, key: str, record: Any) -> Job:
     """The job of one entry; the bucket tells the state where the record, as the original's, does not."""
     try:
-        job = Job.from_record(record)
+        job = Job.from_stored(record)
     except BadRequest as error:
         raise BadFact(f"job {key!r} in {bucket}: {error}") from None
     job.id = job.id or key
@@ -870,11 +907,14 @@ class NewArray(NamedTuple):
     jobs: List[Job]
 
 
+_FIELD_KEYS = frozenset(jobrunner.FIELD_OF_KEY)
 _ARRAY_KEYS = {key.lower(): key for key in ("Array", "Items", "MaxRunSubjobs", "MaxFails")}
 
 
 def _is_array(record: Any) -> bool:
     """True for the record of an array: it has Array or Items."""
+    if isinstance(record, dict) and _FIELD_KEYS.issuperset(record):
+        return False  # the quick way for thousands of jobs
     return isinstance(record, dict) and any(record[key] and key.lower() in ("array", "items") for key in record)
 
 
@@ -1060,10 +1100,11 @@ def accounting_lines(old: Any, new: Any) -> Iterator[str]:
     elif after is State.FINISHED and before is State.RUNNING:
         yield f"E;{new};{_pairs({**_accounted(new), **_accounted_end(new)})}"
     elif after is State.FINISHED and before is not State.FINISHED:
-        letter = "D" if new.status == "deleted" else "A"
-        yield f"{letter};{new};{_pairs({'requestor': new.owner or '-', 'comment': new.comment})}"
+        deleted = new.status == "deleted"
+        yield f"D;{new};{_pairs({'requestor': new.owner or '-'})}" if deleted else f"A;{new};{_one_line(new.comment)}"
     elif before in (State.RUNNING, State.FINISHED) and after not in (State.RUNNING, State.FINISHED):
-        yield f"R;{new};{_pairs({'queue': new.queue, 'comment': new.comment or None})}"
+        ended = old if old.end_time is not None else old.but(end_time=new.queue_time)
+        yield f"R;{new};{_pairs({**_accounted(old), **_accounted_end(ended)})}"
 
 
 def _accounted(job: Job) -> Dict[str, Any]:
@@ -1071,6 +1112,7 @@ def _accounted(job: Job) -> Dict[str, Any]:
     queued = job.queue_time if job.queue_time is not None else job.submit_time
     return {
         "user": job.owner.split("@")[0] or "-",
+        "group": "-",  # readers of such files look for it behind user
         "account": job.extra.get("Account"),
         "jobname": job.title,
         "queue": job.queue,
@@ -1079,7 +1121,7 @@ def _accounted(job: Job) -> Dict[str, Any]:
         "etime": _second(queued),
         "start": _second(job.start_time),
         "owner": job.owner or "-",
-        "exec_host": job.host + "/" + "+".join(map(str, range(job.ncpus))),
+        "exec_host": f"{job.host}/0" + (f"*{job.ncpus}" if job.ncpus > 1 else ""),
         "Resource_List.ncpus": job.ncpus,
         "Resource_List.walltime": jobrunner.format_duration(job.runtime) if job.runtime else None,
         "Resource_List.mem": f"{-(-job.memory // 1024)}kb" if job.memory else None,
@@ -1090,6 +1132,7 @@ def _accounted(job: Job) -> Dict[str, Any]:
 def _accounted_end(job: Job) -> Dict[str, Any]:
     walltime = (job.end_time or 0) - (job.start_time or 0)
     return {
+        "session": 0,
         "end": _second(job.end_time),
         "Exit_status": job.exit_status,
         "resources_used.cput": jobrunner.format_duration(job.cpu_time_used),
@@ -1108,7 +1151,12 @@ def _pairs(values: Dict[str, Any]) -> str:
     return " ".join(f"{key}={_accounting_value(value)}" for key, value in values.items() if value is not None)
 
 
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
 def _accounting_value(value: Any) -> str:
+    """A value as one word."""
     text = str(value)
     return text if re.match(r"[^\s;\"\x00-\x1f]+\Z", text) else json.dumps(text, ensure_ascii=False)
 
@@ -1223,7 +1271,7 @@ class Queue:
 
     def _replay_put(self, records: List[Dict[str, Any]]) -> None:
         for record in records:
-            job = Job.from_record(record)
+            job = Job.from_stored(record)
             self._put(self.jobs.get(job.id), job)
             self.next_number = max(self.next_number, job.number + 1)
 
@@ -1313,14 +1361,18 @@ class Queue:
 
     def add(self, records: List[Any]) -> Tuple[List[Union[Job, ArraySpec]], Optional[Batch]]:
         """Queues jobs and arrays, all or none, in the order given; raises BadRequest."""
-        moment = self.clock()
-        added = [self._submitted(record, moment, place, len(records)) for place, record in enumerate(records)]
-        with self.lock:
-            for place, (job, _, _) in enumerate(added):
-                with _naming(place, len(records)):
+        moment, added, place = self.clock(), [], 0
+        try:
+            for place, record in enumerate(records):
+                added.append(self._submitted(record, moment))
+            with self.lock:
+                for place, (job, _, _) in enumerate(added):
                     self._check_submission(job)
-            number = self.next_number
-            self.next_number += len(added)
+                number = self.next_number
+                self.next_number += len(added)
+        except (BadRequest, UnknownQueue) as error:
+            of_many = f"job {place + 1} of {len(records)}: {error}; none was added"
+            raise BadRequest(of_many if len(records) > 1 else str(error)) from None
         entry: Dict[str, Any] = {"Put": []}
         changes: Changes = []
         things: List[Union[Job, ArraySpec]] = []
@@ -1336,23 +1388,22 @@ class Queue:
                 changes.append((None, NewArray(spec, list(spec.subjobs(items)))))
                 things.append(spec)
         with self.lock:
-            for job, _, _ in added:  # the lock was let go meanwhile
-                self._queue_named(job.queue)
+            for queue in {job.queue for job, _, _ in added}:  # the lock was let go meanwhile
+                self._queue_named(queue)
+            for job in [job for job, _, _ in added if job.depend]:
                 self._targets(job.depend)
             batch = self._commit(entry, changes)
             self._wake([job for _, new in changes for job in (new.jobs if isinstance(new, NewArray) else [new])])
         return things, batch
 
-    def _submitted(self, record: Any, moment: float, place: int, of: int) -> Tuple[Job, Optional[ArraySpec], List[Any]]:
+    def _submitted(self, record: Any, moment: float) -> Tuple[Job, Optional[ArraySpec], List[Any]]:
         """A new job as its submitter described it, or the template of an array, the array and its Items."""
-        with _naming(place, of):
-            spec, items = None, []
-            if _is_array(record):
-                spec, items = ArraySpec.from_record(record, submitted=True)
-            job = spec.template if spec else Job.from_record(record, submitted=True)
+        spec, items = ArraySpec.from_record(record, submitted=True) if _is_array(record) else (None, [])
+        job = spec.template if spec else Job.from_record(record, submitted=True)
+        if job.depend:
             job._set("depend", [str(depend) for depend in Depend.parse(job.depend)])
-            if job.extra:
-                jobrunner.check_shown(job.extra)
+        if job.extra:
+            jobrunner.check_shown(job.extra)
         job.id, job.submit_time = _new_id(), moment
         return job, spec, items
 
@@ -1365,9 +1416,10 @@ class Queue:
         job.runtime = named.admitted(job).runtime
         if job.depend:
             job._set("depend", self._targets(job.depend))
-        rested = self._rested(job)
-        job.state = rested.state
-        job._set("comment", rested.comment)
+        if job.depend or job.hold or job.start_after is not None:
+            rested = self._rested(job)
+            job.state = rested.state
+            job._set("comment", rested.comment)
 
     def _queue_named(self, name: str) -> NamedQueue:
         named = self.queues.get(name)
@@ -1589,6 +1641,8 @@ class Queue:
         return job is not None and job.state is State.QUEUED and _order(job) == entry and self._need(job) == need
 
     def _need(self, job: Job) -> Need:
+        if _NEED_FIELDS.isdisjoint(job.__dict__):
+            return _NO_NEED  # as of nearly all jobs that are no arrays
         array = self.arrays[job.number].spec.max_running if job.index is not None else 0
         return Need(
             job.plain,
@@ -1670,10 +1724,12 @@ class Queue:
         if job.state in _READY_BY and job.lease:
             ready = self._moved(job, _READY_BY[job.state]) if _READY_BY[job.state] else job
             return self._moved(ready, "lease", host=host, comment="")
-        if job.status == "lost" and (job.end_time or 0) >= (
-            job.expiry or 0
-        ):  # by its lease's end, not by its client's word
-            return self._moved(job, "recover", status="", exit_status=None, end_time=None, comment="")
+        # lost by its lease's end, not by its client's word
+        if job.status == "lost" and job.expiry is not None and (job.end_time or 0) >= job.expiry:
+            moment = self.clock()
+            expiry = self._renewed(moment) if job.lease else round(moment + ORIGINAL_LEASE, 6)
+            again = dict(status="", exit_status=None, end_time=None, comment="", expiry=expiry)
+            return self._moved(job, "recover", **again)
         return job if job.state is State.RUNNING else None
 
     @staticmethod
@@ -2049,6 +2105,7 @@ class Queue:
         are decided now are acted upon."""
         arrays: Dict[int, None] = {}
         ids: Dict[str, None] = {}
+        texts: Dict[str, None] = {}
         for _, new in changes:
             if isinstance(new, ArraySpec):
                 arrays[new.number] = None
@@ -2056,20 +2113,17 @@ class Queue:
                 if job.state is State.HELD and job.depend:
                     ids[job.id] = None
                 elif job.state in (State.RUNNING, State.FINISHED):
-                    self._note_target(job, arrays, ids)
+                    if job.index is not None and _has_failed(job):
+                        arrays[job.number] = None
+                    for target in (str(job), f"{job.number}[]") if job.index is not None else (str(job),):
+                        texts.update(dict.fromkeys(self.awaited.get(target, ())))
+        for text in texts:
+            if self._verdict(text) is not None:
+                ids.update(self.awaited[text.partition(":")[2]][text])
         aborted = [change for number in arrays for change in self._fails_over_limit(self.arrays[number])]
         for job, _ in aborted:
             ids.pop(job.id, None)
         return aborted + self._judged_anew(list(ids))
-
-    def _note_target(self, job: Job, arrays: Dict[int, None], ids: Dict[str, None]) -> None:
-        """Collects what a job that has begun or ended may decide: its array, and those that wait for either."""
-        if job.index is not None and job.state is State.FINISHED:
-            arrays[job.number] = None
-        for target in (str(job), f"{job.number}[]") if job.index is not None else (str(job),):
-            for text, waiting in self.awaited.get(target, {}).items():
-                if self._verdict(text) is not None:
-                    ids.update(waiting)
 
     def _fails_over_limit(self, array: Array) -> Changes:
         """The end of all other subjobs of an array that has failed too often."""
@@ -2346,7 +2400,7 @@ class Queue:
     def _commit(self, entry: Dict[str, Any], changes: Changes) -> Batch:
         """Makes changes here and hands them to the journal; to be waited for outside the lock."""
         for old, new in changes:
-            self._put(old, new)
+            (self._put_job if type(new) is Job else self._put)(old, new)
         return self._record(entry, changes)
 
     def _record(self, entry: Dict[str, Any], changes: Changes) -> Batch:
@@ -2356,7 +2410,7 @@ class Queue:
         everything = list(changes)
         step: Changes = changes
         try:
-            while step and (self.awaited or self.arrays):
+            while step and (self.awaited or self.arrays):  # else nothing can follow
                 step = self._consequences(step)
                 for old, new in step:
                     self._put(old, new)
@@ -2599,6 +2653,13 @@ ALTERABLE = (
     "Depend", "Hold", "Env", "WorkDir", "Shell", "Account", "MailPoints", "MailUsers", *ARRAY_LIMITS,
 )  # fmt: skip
 
+# What a Need is made of, and that of a job which has none of it: what is at its default is not in a job's dictionary.
+_NEED_FIELDS = frozenset(
+    ("index", "ncpus", "requires", "refused_by", "queue", "failed_on", "env", "workdir", "stdout", "stderr", "join",
+     "script", "memory", "cputime")
+)  # fmt: skip
+_NO_NEED = Need(True, 1, (), (), DEFAULT_QUEUE, 0, ())
+
 # The event that makes a job of these states ready to run.
 _READY_BY = {State.QUEUED: "", State.HELD: "release", State.WAITING: "ready"}
 _NEVER_RUN_EXITS = (EXIT_ABORTED, EXIT_DEPENDENCY)
@@ -2652,6 +2713,12 @@ def _limits(job: Job) -> List[int]:
     return [job.runtime, job.memory, job.cputime]
 
 
+def _has_failed(job: Job) -> bool:
+    """True of a job that ended badly by itself."""
+    good = job.status in ("finished", "deleted") or job.exit_status == EXIT_ABORTED
+    return job.state is State.FINISHED and not good
+
+
 def _limits_of(spec: ArraySpec) -> List[int]:
     return [spec.number, spec.max_running, spec.max_fails]
 
@@ -2680,19 +2747,8 @@ def _check_queue_name(name: Any) -> str:
     return name
 
 
-@contextlib.contextmanager
-def _naming(place: int, of: int) -> Iterator[None]:
-    """Says of what is wrong with one of many jobs which of them it is."""
-    try:
-        yield
-    except (BadRequest, UnknownQueue) as error:
-        if of == 1:
-            raise BadRequest(str(error)) from None
-        raise BadRequest(f"job {place + 1} of {of}: {error}; none was added") from None
-
-
 def _order(job: Job) -> Tuple[int, int, int, str]:
-    """What jobs are sorted by: priority, Number, Index."""
+    """What jobs of one queue are sorted by: priority, Number, Index."""
     return (-job.priority, job.number, job.index or 0, job.id)
 
 
