@@ -748,7 +748,8 @@ def _windows_interpreter(job: Job, words: List[str]) -> List[str]:
         words = ["powershell"]
     if words and _is_program(words[0], "env"):
         words = " ".join(words[1:]).split()
-        words = words[words[:1] == ["-S"] :]
+        if words[:1] == ["-S"]:
+            words = words[1:]
     if not words:
         raise BadRequest(
             f"nothing on Windows runs the script {job.script_name!r}: it ends in none of .bat, .cmd and .ps1, has no "
@@ -1329,7 +1330,7 @@ class Agent:
 
     def _alter(self, run: Run, limits: Dict[str, Any]) -> None:
         """The limits of a run are others from now on; its walltime still counts from its start."""
-        changes = {key: limits[key] for key in ("Runtime", "Memory", "CpuTime") if key in limits}
+        changes: Dict[str, Any] = {key: limits[key] for key in ("Runtime", "Memory", "CpuTime") if key in limits}
         try:
             with self.lock:
                 run.job = Job.from_record({**run.job.to_record(), **changes})
@@ -1625,7 +1626,7 @@ class Agent:
                 continue
             if notes.get("Refused"):
                 continue
-            needed.append(notes.get("Temp"))
+            needed.append(notes.get("Temp", ""))
             processes = self.tools.snapshot() if processes is None else processes
             self._adopt_run(Run(job, folder, self.clock()), notes, processes)
         self.temp.sweep(needed)
