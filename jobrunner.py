@@ -1626,7 +1626,7 @@ def parse_qmgr(text: str) -> Wish:
 def parse_queue_attributes(verb: str, text: str) -> Record:
     """{"MaxRun": 10} of `max_run = 10`, several with commas, or of `max_run` alone to unset it; raises BadRequest."""
     attributes: Record = {}
-    shape = re.compile(r"\s*([\w.]+)\s*\Z" if verb == "unset" else r"\s*([\w.]+)\s*=\s*(\S.*?)\s*\Z", re.DOTALL)
+    shape = re.compile(r"\s*([\w.]+)\s*\Z" if verb == "unset" else r"\s*([\w.]+)\s*=\s*\"?(\S.*?)\"?\s*\Z", re.DOTALL)
     words = split_quoted(text)
     for word in words:
         found = shape.match(word)
@@ -1954,10 +1954,7 @@ def _known(fields: Record) -> Record:
 
 def _pbs_time(text: Optional[str]) -> Optional[str]:
     """`Mon Nov 23 17:27:00 2026`, local time."""
-    if not text:
-        return None
-    day = "%d" if WINDOWS else "%e"
-    return time.strftime(f"%a %b {day} %H:%M:%S %Y", time.localtime(parse_time(text)))
+    return time.ctime(parse_time(text)) if text else None
 
 
 def history(job: Record, moment: float) -> List[Tuple[float, str]]:
