@@ -32,7 +32,6 @@ import gc
 import glob
 import heapq
 import io
-import itertools
 import json
 import logging
 import os
@@ -871,11 +870,14 @@ class NewArray(NamedTuple):
     jobs: List[Job]
 
 
+_FIELD_KEYS = frozenset(jobrunner.FIELD_OF_KEY)
 _ARRAY_KEYS = {key.lower(): key for key in ("Array", "Items", "MaxRunSubjobs", "MaxFails")}
 
 
 def _is_array(record: Any) -> bool:
     """True for the record of an array: it has Array or Items."""
+    if isinstance(record, dict) and _FIELD_KEYS.issuperset(record):
+        return False  # the quick way for thousands of jobs
     return isinstance(record, dict) and any(record[key] and key.lower() in ("array", "items") for key in record)
 
 
@@ -1061,10 +1063,11 @@ def accounting_lines(old: Any, new: Any) -> Iterator[str]:
     elif after is State.FINISHED and before is State.RUNNING:
         yield f"E;{new};{_pairs({**_accounted(new), **_accounted_end(new)})}"
     elif after is State.FINISHED and before is not State.FINISHED:
-        letter = "D" if new.status == "deleted" else "A"
-        yield f"{letter};{new};{_pairs({'requestor': new.owner or '-', 'comment': new.comment})}"
+        deleted = new.status == "deleted"
+        yield f"D;{new};{_pairs({'requestor': new.owner or '-'})}" if deleted else f"A;{new};{_one_line(new.comment)}"
     elif before in (State.RUNNING, State.FINISHED) and after not in (State.RUNNING, State.FINISHED):
-        yield f"R;{new};{_pairs({'queue': new.queue, 'comment': new.comment or None})}"
+        ended = old if old.end_time is not None else old.but(end_time=new.queue_time)
+        yield f"R;{new};{_pairs({**_accounted(old), **_accounted_end(ended)})}"
 
 
 def _accounted(job: Job) -> Dict[str, Any]:
@@ -1072,6 +1075,7 @@ def _accounted(job: Job) -> Dict[str, Any]:
     queued = job.queue_time if job.queue_time is not None else job.submit_time
     return {
         "user": job.owner.split("@")[0] or "-",
+        "group": "-",  # readers of such files look for it behind user
         "account": job.extra.get("Account"),
         "jobname": job.title,
         "queue": job.queue,
@@ -1080,7 +1084,7 @@ def _accounted(job: Job) -> Dict[str, Any]:
         "etime": _second(queued),
         "start": _second(job.start_time),
         "owner": job.owner or "-",
-        "exec_host": job.host + "/" + "+".join(map(str, range(job.ncpus))),
+        "exec_host": f"{job.host}/0" + (f"*{job.ncpus}" if job.ncpus > 1 else ""),
         "Resource_List.ncpus": job.ncpus,
         "Resource_List.walltime": jobrunner.format_duration(job.runtime) if job.runtime else None,
         "Resource_List.mem": f"{-(-job.memory // 1024)}kb" if job.memory else None,
@@ -1091,6 +1095,7 @@ def _accounted(job: Job) -> Dict[str, Any]:
 def _accounted_end(job: Job) -> Dict[str, Any]:
     walltime = (job.end_time or 0) - (job.start_time or 0)
     return {
+        "session": 0,
         "end": _second(job.end_time),
         "Exit_status": job.exit_status,
         "resources_used.cput": jobrunner.format_duration(job.cpu_time_used),
@@ -1109,7 +1114,12 @@ def _pairs(values: Dict[str, Any]) -> str:
     return " ".join(f"{key}={_accounting_value(value)}" for key, value in values.items() if value is not None)
 
 
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
 def _accounting_value(value: Any) -> str:
+    """A value as one word."""
     text = str(value)
     return text if re.match(r"[^\s;\"\x00-\x1f]+\Z", text) else json.dumps(text, ensure_ascii=False)
 
@@ -1196,10 +1206,9 @@ class Queue:
                 ) from None
         self.jobs = dict(sorted(self.jobs.items(), key=lambda item: (item[1].number, item[1].index or 0)))
         self._grant_grace()
-        with self.lock:  # what follows from a change may not have come to the disk with it
-            ids = [i for texts in self.awaited.values() for waiting in texts.values() for i in waiting]
-            batch = self._commit_all([change for array in self.arrays.values() for change in self._fails_over_limit(array)])
-            batch = self._settle(list(dict.fromkeys(ids))) or batch
+        with self.lock:  # of a database by hand: what this server writes has been judged
+            waiting = {i for texts in self.awaited.values() for ids in texts.values() for i in ids}
+            batch = self._commit_all(self._judged_anew(sorted(waiting)))
         self.store.wait(batch)
 
     def _take_header(self, server: Dict[str, Any]) -> None:
@@ -1315,14 +1324,18 @@ class Queue:
 
     def add(self, records: List[Any]) -> Tuple[List[Union[Job, ArraySpec]], Optional[Batch]]:
         """Queues jobs and arrays, all or none, in the order given; raises BadRequest."""
-        moment = self.clock()
-        added = [self._submitted(record, moment, place, len(records)) for place, record in enumerate(records)]
-        with self.lock:
-            for place, (job, _, _) in enumerate(added):
-                with _naming(place, len(records)):
+        moment, added, place = self.clock(), [], 0
+        try:
+            for place, record in enumerate(records):
+                added.append(self._submitted(record, moment))
+            with self.lock:
+                for place, (job, _, _) in enumerate(added):
                     self._check_submission(job)
-            number = self.next_number
-            self.next_number += len(added)
+                number = self.next_number
+                self.next_number += len(added)
+        except (BadRequest, UnknownQueue) as error:
+            of_many = f"job {place + 1} of {len(records)}: {error}; none was added"
+            raise BadRequest(of_many if len(records) > 1 else str(error)) from None
         entry: Dict[str, Any] = {"Put": []}
         changes: Changes = []
         things: List[Union[Job, ArraySpec]] = []
@@ -1338,22 +1351,22 @@ class Queue:
                 changes.append((None, NewArray(spec, list(spec.subjobs(items)))))
                 things.append(spec)
         with self.lock:
+            for queue in {job.queue for job, _, _ in added}:  # the lock was let go meanwhile
+                self._queue_named(queue)
+            for job in [job for job, _, _ in added if job.depend]:
+                self._targets(job.depend)
             batch = self._commit(entry, changes)
-            waiting = [job for job, _, _ in added if job.depend]
-            batch = self._settle([job.id for thing in waiting for job in self._all_of(thing.number)]) or batch
             self._wake([job for _, new in changes for job in (new.jobs if isinstance(new, NewArray) else [new])])
         return things, batch
 
-    def _submitted(self, record: Any, moment: float, place: int, of: int) -> Tuple[Job, Optional[ArraySpec], List[Any]]:
+    def _submitted(self, record: Any, moment: float) -> Tuple[Job, Optional[ArraySpec], List[Any]]:
         """A new job as its submitter described it, or the template of an array, the array and its Items."""
-        with _naming(place, of):
-            spec, items = None, []
-            if _is_array(record):
-                spec, items = ArraySpec.from_record(record, submitted=True)
-            job = spec.template if spec else Job.from_record(record, submitted=True)
+        spec, items = ArraySpec.from_record(record, submitted=True) if _is_array(record) else (None, [])
+        job = spec.template if spec else Job.from_record(record, submitted=True)
+        if job.depend:
             job._set("depend", [str(depend) for depend in Depend.parse(job.depend)])
-            if job.extra:
-                jobrunner.check_shown(job.extra)
+        if job.extra:
+            jobrunner.check_shown(job.extra)
         job.id, job.submit_time = _new_id(), moment
         return job, spec, items
 
@@ -1366,9 +1379,10 @@ class Queue:
         job.runtime = named.admitted(job).runtime
         if job.depend:
             job._set("depend", self._targets(job.depend))
-        rested = self._rested(job)
-        job.state = rested.state
-        job._set("comment", rested.comment)
+        if job.depend or job.hold or job.start_after is not None:
+            rested = self._rested(job)
+            job.state = rested.state
+            job._set("comment", rested.comment)
 
     def _queue_named(self, name: str) -> NamedQueue:
         named = self.queues.get(name)
@@ -1385,7 +1399,7 @@ class Queue:
             except UnknownJob as error:
                 raise BadRequest(f"Depend {kind}:{target}: {error}") from None
             found.append(str(Depend(kind, _label(thing))))
-        return found
+        return list(dict.fromkeys(found))
 
     def _rested(self, job: Job, comment: str = "") -> Job:
         """A job that is Q where it is to wait: held, waiting for its time, or ready to run."""
@@ -1477,7 +1491,7 @@ class Queue:
                 if run is not job:
                     self._commit_put(job, run)
                 self._put(run, run.but(expiry=self._renewed(moment)))
-            elif job and job.lease == lease and job.status != "deleted":
+            elif job and job.lease == lease and job.status != "deleted" and job.exit_status not in _NEVER_RUN_EXITS:
                 pass  # its report was taken in, and the acknowledgement is on its way
             elif known != "delete":
                 signals.append({"ID": job_id, "Signal": "delete"})
@@ -1509,7 +1523,8 @@ class Queue:
                 if number in wish.open:
                     taken += job.ncpus
                 else:
-                    self._commit_put(job, self._requeued(job, f"the answer that gave it to {node.host} was lost"))
+                    again = self._requeued(job, f"the answer that gave it to {node.host} was lost")
+                    self._commit_all([(job, again)])
             if number not in wish.open:
                 del node.handed[number]
         return taken
@@ -1562,8 +1577,7 @@ class Queue:
             log.debug("job.lease job=%s host=%s run=%d walltime=%d", run, run.host, run.run_count, run.runtime)
         if not leased:
             return [], before
-        batch = self.store.append({"Put": [job.to_record() for job in leased]}, changes)
-        return leased, self._follow(changes) or batch
+        return leased, self._record({"Put": [job.to_record() for job in leased]}, changes)
 
     def _pick(self, node: Node, slots: int) -> Optional[Job]:
         """The first job in the queue's order that the node can run now, taken off its heap."""
@@ -1590,6 +1604,8 @@ class Queue:
         return job is not None and job.state is State.QUEUED and _order(job) == entry and self._need(job) == need
 
     def _need(self, job: Job) -> Need:
+        if _NEED_FIELDS.isdisjoint(job.__dict__):
+            return _NO_NEED  # as of nearly all jobs that are no arrays
         array = self.arrays[job.number].spec.max_running if job.index is not None else 0
         return Need(
             job.plain,
@@ -1661,20 +1677,22 @@ class Queue:
             changes.append((job, over))
         if not ended:  # what was reported before may be on its way to the disk just now
             return answers, self.store.unwritten()
-        batch = self.store.append({"Put": [job.to_record() for job in ended]}, changes)
-        batch = self._follow(changes) or batch
+        batch = self._record({"Put": [job.to_record() for job in ended]}, changes)
         self._tell(changes)
         return answers, batch
 
     def _still_running(self, job: Job, host: str) -> Optional[Job]:
         """The job as running, if its latest run may still be: also one that was given up, but that nobody else has
         begun since; None if it is over, or was never begun."""
-        if job.state is State.QUEUED and job.lease:
-            return self._moved(job, "lease", host=host, comment="")
-        if job.status == "lost" and (job.end_time or 0) >= (
-            job.expiry or 0
-        ):  # by its lease's end, not by its client's word
-            return self._moved(job, "recover", status="", exit_status=None, end_time=None, comment="")
+        if job.state in _READY_BY and job.lease:
+            ready = self._moved(job, _READY_BY[job.state]) if _READY_BY[job.state] else job
+            return self._moved(ready, "lease", host=host, comment="")
+        # lost by its lease's end, not by its client's word
+        if job.status == "lost" and job.expiry is not None and (job.end_time or 0) >= job.expiry:
+            moment = self.clock()
+            expiry = self._renewed(moment) if job.lease else round(moment + ORIGINAL_LEASE, 6)
+            again = dict(status="", exit_status=None, end_time=None, comment="", expiry=expiry)
+            return self._moved(job, "recover", **again)
         return job if job.state is State.RUNNING else None
 
     @staticmethod
@@ -1713,7 +1731,7 @@ class Queue:
             comment, run_count = f"refused by {', '.join(refused_by)}: {reason}", job.run_count - 1  # it never started
             return self._requeued(job, comment, refused_by=refused_by, run_count=run_count, start_time=None)
         if report.get("Status") == "released":
-            if not job.rerunable and report.get("ExitStatus") != EXIT_NOT_STARTED:
+            if not job.rerunable and not job.signal and report.get("ExitStatus") != EXIT_NOT_STARTED:
                 return self._lost(job, f"{job.host} ended it when it was stopped itself, and the job must not run twice")
             return self._requeued(job, report.get("Comment") or f"given back by {job.host}")
         exit_status = report.get("ExitStatus")
@@ -1722,7 +1740,7 @@ class Queue:
         status = kind if kind != "finish" else report.get("Status") or ("failed" if exit_status else "finished")
         comment = report.get("Comment") or ""
         if job.signal == "rerun":
-            return self._requeued(job, "")
+            return self._requeued(job, "run again at a person's wish", ended=True)
         if job.signal == "abort":
             status, exit_status, comment = "failed", EXIT_ABORTED, _aborted_words(job)
         elif status in RETRIED_STATUSES and job.retried < job.retries and not job.signal:
@@ -1748,7 +1766,7 @@ class Queue:
         comment = f"{words}: retry {job.retried + 1} of {job.retries}"
         changes: Dict[str, Any] = {"retried": job.retried + 1, "start_after": round(self.clock() + pause, 6)}
         changes["failed_on"] = job.failed_on + [job.host] * (job.host not in job.failed_on)
-        return self._requeued(job, comment, **changes)
+        return self._requeued(job, comment, ended=True, **changes)
 
     def sample(self, samples: List[Any]) -> Tuple[List[Dict[str, Any]], Optional[Batch]]:
         """Keeps usage samples {"ID","Lease","CPU","Mem"[,"CpuTimeUsed","Seconds"]}; raises BadRequest."""
@@ -1814,7 +1832,7 @@ class Queue:
 
     def _made_ready(self, job: Job, event: str) -> Job:
         """The job after an event that leads to Q, where it is to wait now."""
-        ready = self._moved(job, event, comment="", queue_time=self.clock())
+        ready = self._moved(job, event, comment="", queue_time=self.clock(), refused_by=[])
         return self._rested(ready)
 
     def rerun(self, chosen: "Selection") -> Tuple[List[Job], Optional[Batch]]:
@@ -1865,32 +1883,31 @@ class Queue:
                 changes["depend"] = self._targets(patch.depend)
                 self._check_cycle(job, changes["depend"])
             after = self._moved(self._noted(job, f"altered: {', '.join(wish)}"), "alter", **changes)
-            after = self.queues[after.queue].admitted(after) if "Runtime" in wish else after
-            event = {State.HELD: "release", State.WAITING: "ready"}.get(after.state)
-            if after.state is State.QUEUED or (event and {"Hold", "Depend", "StartAfter"} & set(wish)):
-                queued = self._moved(after, event) if event else after
-                return self._rested(queued)
+            after = self._queue_named(after.queue).admitted(after) if "Runtime" in wish else after
+            if after.state is State.QUEUED:
+                return self._rested(after, after.comment)
+            if after.state in _READY_BY and {"Hold", "Depend", "StartAfter"} & set(wish):
+                return self._made_ready(after, _READY_BY[after.state])
             return after
 
         with self.lock:
-            batch = self._alter_arrays(chosen, limits) if limits else None
-        if not wish:
-            return [], batch
-        return self._change(chosen, "alter", altered)
+            specs = self._altered_arrays(chosen, limits) if limits else []
+            changes = self._chosen(chosen, "alter", altered) if wish else []
+            entry = {"Put": [after.to_record() for _, after in changes]}
+            batch = self._commit({**entry, "Limits": [_limits_of(spec) for _, spec in specs]}, specs + changes)
+            self._tell(changes)
+            if specs:
+                self._wake_all()
+            return [self.jobs[job.id] for job, _ in changes], batch
 
-    def _alter_arrays(self, chosen: "Selection", limits: Dict[str, Any]) -> Batch:
-        """Sets how many subjobs of arrays may run, or fail; raises BadRequest for what is no whole array."""
-        things = [self._find(name) for name in chosen.names]
-        if not things or not all(isinstance(thing, Array) for thing in things):
+    def _altered_arrays(self, chosen: "Selection", limits: Dict[str, Any]) -> Changes:
+        """Arrays with another number of subjobs that may run, or fail; raises BadRequest for what is no whole array."""
+        things = [self._find(name) if not _is_range(name) else None for name in chosen.names]
+        if not things or chosen.filter or not all(isinstance(thing, Array) for thing in things):
             raise BadRequest(f"{' and '.join(limits)} are of whole arrays: name them as 17[]")
-        changes: Changes = []
-        for thing in things:
-            words = {ARRAY_LIMITS[key]: jobrunner._CHECKS["count"](key, value) for key, value in limits.items()}
-            changes.append((thing.spec, thing.spec._replace(**words)))
-        entry = {"Limits": [[spec.number, spec.max_running, spec.max_fails] for _, spec in changes]}
-        batch = self._commit(entry, changes)
-        self._wake_all()
-        return batch
+        words = {ARRAY_LIMITS[key]: jobrunner._CHECKS["count"](key, value) for key, value in limits.items()}
+        specs = {thing.spec.number: thing.spec for thing in things if isinstance(thing, Array)}
+        return [(spec, spec._replace(**words)) for spec in specs.values()]
 
     def _check_cycle(self, job: Job, depend: List[str]) -> None:
         """Raises BadRequest if one of the targets waits, over however many jobs, for the job itself."""
@@ -1912,8 +1929,7 @@ class Queue:
         """Replaces the chosen jobs by what the function makes of them, all or none; raises what it raises."""
         with self.lock:
             changes = self._chosen(chosen, event, function)
-            batch = self._commit({"Put": [after.to_record() for _, after in changes]}, changes) if changes else None
-            batch = self._settle([after.id for _, after in changes if after.depend]) or batch
+            batch = self._commit({"Put": [after.to_record() for _, after in changes]}, changes)
             self._tell(changes)
             return [self.jobs[job.id] for job, _ in changes], batch
 
@@ -1988,27 +2004,28 @@ class Queue:
 
     # -- what follows from a change: dependents, and arrays that have failed too often
 
-    def _settle(self, ids: List[str]) -> Optional[Batch]:
-        """Releases those of these jobs whose dependencies are met, aborts those whose cannot be; then what follows from
-        that.  Returns the batch to wait for; None = nothing was changed."""
+    def _judged_anew(self, ids: List[str]) -> Changes:
+        """Those of these jobs that the present verdicts on their dependencies change."""
+        verdicts: Dict[str, Optional[bool]] = {}  # thousands may wait for one array
         changes: Changes = []
         for job in [self.jobs[job_id] for job_id in ids]:
-            after = self._judged(job)
-            if after is not job:
-                changes.append((job, after))
-        return self._commit_all(changes)
+            if job.state is State.HELD and job.depend:
+                for text in job.depend:
+                    if text not in verdicts:
+                        verdicts[text] = self._verdict(text)
+                after = self._judged(job, verdicts)
+                if after is not job:
+                    changes.append((job, after))
+        return changes
 
-    def _judged(self, job: Job) -> Job:
-        """A job by the present verdicts on its dependencies."""
-        if job.state is not State.HELD or not job.depend:
-            return job
-        verdicts = {text: self._verdict(text) for text in job.depend}
-        never = [text for text, verdict in verdicts.items() if verdict is False]
+    def _judged(self, job: Job, verdicts: Dict[str, Optional[bool]]) -> Job:
+        """A held job by the verdicts on its dependencies."""
+        never = [text for text in job.depend if verdicts[text] is False]
         if never:
             words = f"{never[0]} can never be met: {self._target_words(never[0])}"
             over = dict(status="failed", exit_status=EXIT_DEPENDENCY, end_time=self.clock(), comment=words)
             return self._moved(job, "abort", **over)
-        left = [text for text, verdict in verdicts.items() if verdict is None]
+        left = [text for text in job.depend if verdicts[text] is None]
         if left == job.depend:
             return job
         job = job.but(depend=left)
@@ -2017,8 +2034,9 @@ class Queue:
         return self._made_ready(job, "release")
 
     def _verdict(self, text: str) -> Optional[bool]:
-        kind, target = Depend.parse([text])[0]
-        thing = self._find(target)
+        kind, thing = text.partition(":")[0], self._target(text)
+        if thing is None:
+            return False
         if isinstance(thing, Array):
             good, all_of_them = thing.statuses.get("finished", 0), len(thing.members)
             begun = thing.begun == all_of_them if kind == "after" else thing.begun > 0
@@ -2028,46 +2046,47 @@ class Queue:
         begun = thing.run_count > 0 or (over and thing.start_time is not None)  # the original counts no runs
         return dependency_verdict(kind, over, begun, good, over and not good)
 
+    def _target(self, text: str) -> Optional[Union[Job, Array]]:
+        """What a dependency waits for; None if it is not there, as may be in a database by hand."""
+        try:
+            return self._find(text.partition(":")[2])
+        except UnknownJob:
+            return None
+
     def _target_words(self, text: str) -> str:
-        thing = self._find(Depend.parse([text])[0].target)
+        thing = self._target(text)
+        if thing is None:
+            return "there is no such job"
         if isinstance(thing, Array):
             ends = ", ".join(f"{count} {status}" for status, count in thing.statuses.items() if count)
             return f"of array {_label(thing)} {ends}"
         ran = f"has {thing.status}" if thing.status in ("finished", "failed") else f"ended as {thing.status}"
         return f"job {thing} {ran}" + ("" if thing.run_count else " and never ran")
 
-    def _follow(self, changes: Changes) -> Optional[Batch]:
-        """Makes true what follows from jobs having begun or ended, what follows from that, and so on; the caller has
-        made the changes and holds the lock.  Returns the batch to wait for; None = nothing followed."""
-        batch = None
-        while self.awaited or self.arrays:
-            changes = self._consequences(changes)
-            if not changes:
-                break
-            batch = self.store.append({"Put": [after.to_record() for _, after in changes]}, changes)
-            for old, new in changes:
-                self._put(old, new)
-            self._tell(changes)
-        return batch
-
     def _consequences(self, changes: Changes) -> Changes:
-        """The next step of `_follow`: arrays that have failed too often now, dependencies that are decided now."""
-        found: Dict[str, Tuple[Job, Job]] = {}
+        """What follows at once from some changes: arrays that have failed too often now are aborted, dependencies that
+        are decided now are acted upon."""
+        arrays: Dict[int, None] = {}
         ids: Dict[str, None] = {}
+        texts: Dict[str, None] = {}
         for _, new in changes:
-            if type(new) is not Job or new.state not in (State.RUNNING, State.FINISHED):
-                continue
-            if new.index is not None and new.state is State.FINISHED:
-                found.update((job.id, (job, after)) for job, after in self._fails_over_limit(self.arrays[new.number]))
-            for target in (str(new), f"{new.number}[]") if new.index is not None else (str(new),):
-                for text, waiting in self.awaited.get(target, {}).items():
-                    if self._verdict(text) is not None:
-                        ids.update(waiting)
-        for job in [self.jobs[job_id] for job_id in ids if job_id not in found]:
-            after = self._judged(job)
-            if after is not job:
-                found[job.id] = (job, after)
-        return list(found.values())
+            if isinstance(new, ArraySpec):
+                arrays[new.number] = None
+            for job in new.jobs if isinstance(new, NewArray) else [new] if type(new) is Job else []:
+                if job.state is State.HELD and job.depend:
+                    ids[job.id] = None
+                elif job.state in (State.RUNNING, State.FINISHED):
+                    if job.index is not None and _has_failed(job):
+                        arrays[job.number] = None
+                    for target in (str(job), f"{job.number}[]") if job.index is not None else (str(job),):
+                        texts.update(dict.fromkeys(self.awaited.get(target, ())))
+        for text in texts:
+            if self._verdict(text) is not None:
+                ids.update(self.awaited[text.partition(":")[2]][text])
+        aborted = [change for number in arrays for change in self._fails_over_limit(self.arrays[number])]
+        for job, _ in aborted:
+            ids.pop(job.id, None)
+        return aborted + self._judged_anew(list(ids))
 
     def _fails_over_limit(self, array: Array) -> Changes:
         """The end of all other subjobs of an array that has failed too often."""
@@ -2106,8 +2125,10 @@ class Queue:
         """Everything that only time causes: leases that end, jobs whose start time has come, nodes that fall silent."""
         moment, changes = self.clock(), []
         with self.lock:
+            due: Dict[str, None] = {}
             while self.alarms and self.alarms[0][0] <= moment:
-                _, job_id = heapq.heappop(self.alarms)
+                due[heapq.heappop(self.alarms)[1]] = None
+            for job_id in due:
                 job = self.jobs.get(job_id)
                 if job is None:
                     continue
@@ -2147,7 +2168,8 @@ class Queue:
         return self._requeued(job, words, lease=job.lease)
 
     def _lost(self, job: Job, comment: str) -> Job:
-        return self._moved(job, "lose", end_time=self.clock(), status="lost", exit_status=EXIT_LOST, comment=comment)
+        over = dict(status="lost", exit_status=EXIT_LOST, comment=comment, signal="")
+        return self._moved(job, "lose", end_time=self.clock(), **over)
 
     def _watch_node(self, node: Node, moment: float) -> None:
         silent = not node.polls and moment - node.last_seen > self.node_timeout
@@ -2321,17 +2343,17 @@ class Queue:
 
     def _noted(self, job: Job, words: str) -> Job:
         """The job with one more line in its history, the time being now."""
-        return job.but(history=job.history[-MAX_HISTORY:] + [[format_time(self.clock()), words]])
+        return job.but(history=job.history[1 - MAX_HISTORY :] + [[format_time(self.clock()), words]])
 
-    def _requeued(self, job: Job, comment: str, lease: str = "", **changes: Any) -> Job:
-        """A running job back in the queue; held instead if it was started too often to go on like that, or deleted."""
+    def _requeued(self, job: Job, comment: str, lease: str = "", ended: bool = False, **changes: Any) -> Job:
+        """A running job back in the queue; over instead if it was to be ended; held instead if its run never `ended` and
+        it was started too often to go on like that."""
         if job.signal in ("delete", "abort"):
             return self._expired(job)
-        again = comment or "run again at a person's wish"
         words = dict(comment=comment, lease=lease, host="", expiry=None, signal="", queue_time=self.clock(), **changes)
-        queued = self._moved(self._noted(job, f"{_run_words(job)}; {again}"), "requeue", **words)
-        if job.run_count and job.run_count % MAX_STARTS == 0 and "run_count" not in changes:
-            held = dict(hold=True, comment=f"held after {job.run_count} starts that never ended: {again}")
+        queued = self._moved(self._noted(job, f"{_run_words(job)}; {comment}"), "requeue", **words)
+        if job.run_count and job.run_count % MAX_STARTS == 0 and not ended and "run_count" not in changes:
+            held = dict(hold=True, comment=f"held after {job.run_count} starts, this one without an end: {comment}")
             return self._moved(queued, "hold", **held)
         return self._rested(queued, comment)
 
@@ -2339,11 +2361,34 @@ class Queue:
         return self._commit({"Put": [new.to_record()]}, [(old, new)])
 
     def _commit(self, entry: Dict[str, Any], changes: Changes) -> Batch:
-        """Makes a change here and hands it to the journal; to be waited for outside the lock."""
-        batch = self.store.append(entry, changes)  # first: it raises for what cannot be written
+        """Makes changes here and hands them to the journal; to be waited for outside the lock."""
         for old, new in changes:
-            self._put(old, new)
-        return self._follow(changes) or batch
+            (self._put_job if type(new) is Job else self._put)(old, new)
+        return self._record(entry, changes)
+
+    def _record(self, entry: Dict[str, Any], changes: Changes) -> Batch:
+        """Makes true what follows from changes that have been made, what follows from that, and so on, and hands all of
+        it to the journal as one line, so that the disk never holds one without the other.  Raises Stopping or BadRequest
+        for what cannot be written, having taken it all back."""
+        everything = list(changes)
+        step: Changes = changes
+        try:
+            while step and (self.awaited or self.arrays):  # else nothing can follow
+                step = self._consequences(step)
+                for old, new in step:
+                    self._put(old, new)
+                everything += step
+            followed = everything[len(changes) :]
+            if followed:
+                entry = {**entry, "Put": entry.get("Put", []) + [after.to_record() for _, after in followed]}
+            batch = self.store.append(entry, everything)
+        except JobrunnerError:
+            for old, new in reversed(everything):
+                self._put(new, old)
+            raise
+        if followed:
+            self._tell(followed)
+        return batch
 
     def _undo(self, take: Callable[[], Changes]) -> None:
         """Puts back what could not be written, latest first."""
@@ -2375,7 +2420,7 @@ class Queue:
         self.jobs[new.id] = new
         if old is None or old.number != new.number:
             self._known_by_number(new)[new.number if new.index is None else new.index] = new.id
-        if new.queue not in self.queue_counts:
+        if new.queue not in self.queues:
             self._meet_queue(new)
         self._count(new)
         if new.state is State.QUEUED:
@@ -2385,10 +2430,12 @@ class Queue:
         elif new.state is State.RUNNING:
             self.leased.setdefault(new.host, {})[new.id] = None
             # a lease that is renewed needs no alarm of its own: the one there is asks again when it goes off
-            if new.expiry is not None and (old is None or old.state is not State.RUNNING):
+            before = old.expiry if old and old.state is State.RUNNING else None
+            if new.expiry is not None and (before is None or new.expiry < before):
                 heapq.heappush(self.alarms, (new.expiry, new.id))
         elif new.state is State.WAITING:
-            heapq.heappush(self.alarms, (new.start_after or 0, new.id))
+            if old is None or old.state is not State.WAITING or old.start_after != new.start_after:
+                heapq.heappush(self.alarms, (new.start_after or 0, new.id))
         elif new.state is State.HELD:
             for text in new.depend:
                 target = text.partition(":")[2]
@@ -2400,7 +2447,7 @@ class Queue:
     def _meet_queue(self, job: Job) -> None:
         """A queue that the database says nothing of: it is by hand, or by a version that knew no queues; or the queue
         has been deleted since the job was over."""
-        self.queue_counts[job.queue] = {state: 0 for state in State}
+        self.queue_counts.setdefault(job.queue, {state: 0 for state in State})
         if job.state is not State.FINISHED:
             self._put_queue(None, NamedQueue(job.queue))
 
@@ -2438,12 +2485,13 @@ class Queue:
 
     def _no_longer_awaited(self, text: str, job_id: str) -> None:
         target = text.partition(":")[2]
-        waiting = self.awaited[target][text]
+        texts = self.awaited.get(target, {})
+        waiting = texts.get(text, {})
         waiting.pop(job_id, None)
         if not waiting:
-            del self.awaited[target][text]
-            if not self.awaited[target]:
-                del self.awaited[target]
+            texts.pop(text, None)  # which a record that says it twice has taken out already
+        if not texts:
+            self.awaited.pop(target, None)
 
     def _put_new_array(self, old: Optional[NewArray], new: Optional[NewArray]) -> Optional[NewArray]:
         """As `_put_job` for each subjob, but that what they have in common is done once: there may be a million."""
@@ -2552,11 +2600,11 @@ class Queue:
 
 # What the lines of a journal hold, and what makes them true again; within one line in this order.
 _REPLAYED: Dict[str, Callable[[Queue, Any], None]] = {
-    "Put": Queue._replay_put,
-    "Arrays": Queue._replay_arrays,
-    "Limits": Queue._replay_limits,
     "Queue": Queue._replay_queue,
     "DropQueue": Queue._replay_drop,
+    "Arrays": Queue._replay_arrays,
+    "Limits": Queue._replay_limits,
+    "Put": Queue._replay_put,
     "Sample": Queue._replay_sample,
 }
 
@@ -2567,6 +2615,17 @@ ALTERABLE = (
     *ALTERABLE_RUNNING, "Name", "Ncpus", "Requires", "StartAfter", "Rerunable", "Retries", "StdOut", "StdErr", "Join",
     "Depend", "Hold", "Env", "WorkDir", "Shell", "Account", "MailPoints", "MailUsers", *ARRAY_LIMITS,
 )  # fmt: skip
+
+# What a Need is made of, and that of a job which has none of it: what is at its default is not in a job's dictionary.
+_NEED_FIELDS = frozenset(
+    ("index", "ncpus", "requires", "refused_by", "queue", "failed_on", "env", "workdir", "stdout", "stderr", "join",
+     "script", "memory", "cputime")
+)  # fmt: skip
+_NO_NEED = Need(True, 1, (), (), DEFAULT_QUEUE, 0, ())
+
+# The event that makes a job of these states ready to run.
+_READY_BY = {State.QUEUED: "", State.HELD: "release", State.WAITING: "ready"}
+_NEVER_RUN_EXITS = (EXIT_ABORTED, EXIT_DEPENDENCY)
 
 # What a job begins its next run without.
 _NEW_RUN: Dict[str, Any] = {
@@ -2617,6 +2676,16 @@ def _limits(job: Job) -> List[int]:
     return [job.runtime, job.memory, job.cputime]
 
 
+def _has_failed(job: Job) -> bool:
+    """True of a job that ended badly by itself."""
+    good = job.status in ("finished", "deleted") or job.exit_status == EXIT_ABORTED
+    return job.state is State.FINISHED and not good
+
+
+def _limits_of(spec: ArraySpec) -> List[int]:
+    return [spec.number, spec.max_running, spec.max_fails]
+
+
 def _hold_words(job: Job) -> str:
     """Why a job is held."""
     return "held by " + " and ".join((["a person"] if job.hold else []) + job.depend)
@@ -2641,19 +2710,8 @@ def _check_queue_name(name: Any) -> str:
     return name
 
 
-@contextlib.contextmanager
-def _naming(place: int, of: int) -> Iterator[None]:
-    """Says of what is wrong with one of many jobs which of them it is."""
-    try:
-        yield
-    except (BadRequest, UnknownQueue) as error:
-        if of == 1:
-            raise BadRequest(str(error)) from None
-        raise BadRequest(f"job {place + 1} of {of}: {error}; none was added") from None
-
-
 def _order(job: Job) -> Tuple[int, int, int, str]:
-    """What jobs are sorted by: priority, Number, Index."""
+    """What jobs of one queue are sorted by: priority, Number, Index."""
     return (-job.priority, job.number, job.index or 0, job.id)
 
 

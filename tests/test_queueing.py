@@ -423,7 +423,7 @@ def test_a_group_stands_for_those_that_can_be_and_is_refused_when_none_can(lab):
     assert [job.index for job in lab.verb("hold", number)] == [2, 3]
     with pytest.raises(BadState, match=rf"cannot rerun any job of {number}\[2-3\]: cannot rerun job {number}\[2\]: it is"):
         lab.verb("rerun", f"{number}[2-3]")
-    with pytest.raises(BadState, match=f"cannot hold job .* it is running, and hold needs a job that is queued or held or waiting"):
+    with pytest.raises(BadState, match="cannot hold job .* it is running, and hold needs a job that is queued or held or waiting"):
         lab.verb("hold", f"{number}[2]", f"{number}[1]")
 
 
@@ -757,7 +757,7 @@ def test_a_job_that_was_started_twenty_times_is_held_and_can_be_released(lab):
         assert lab.state(a) == "Q"
         lab.start()
         lab.end(a, None, Status="released")
-    assert lab.state(a) == "H" and lab.job(a).comment.startswith("held after 20 starts that never ended")
+    assert lab.state(a) == "H" and lab.job(a).comment.startswith("held after 20 starts, this one without an end")
     lab.restart()
     lab.verb("release", a)
     lab.start()
@@ -791,6 +791,9 @@ def test_every_step_of_a_job_is_one_accounting_record(lab):
     ]  # fmt: skip
     values = dict(pair.split("=", 1) for pair in lines[6].split(";", 2)[2].split(" "))
     assert (values["user"], values["queue"], values["jobname"], values["exec_host"]) == ("ann", "default", "run", "pc/0")
+    assert lines[9] == "A;3;afterok:2[1] can never be met: job 2[1] ended as deleted and never ran"
+    rerun = dict(pair.split("=", 1) for pair in lines[3].split(";", 2)[2].split(" "))
+    assert (rerun["exec_host"], rerun["start"], rerun["run_count"]) == ("pc/0", values["ctime"], "1")
     assert (values["Exit_status"], values["Resource_List.walltime"], values["resources_used.walltime"]) == ("271", "00:01:00", "00:00:30")
     assert (values["resources_used.cput"], values["resources_used.mem"]) == ("00:01:01", "3kb")
     assert int(values["end"]) - int(values["start"]) == 30 and values["ctime"] == str(int(lab.moment - 30))
