@@ -202,7 +202,7 @@ def test_the_history_of_a_job_ends_with_its_latest_run():
     before = {"History": [[format_time(moment(10)), "released"]], "Comment": "killed"}
     record = {**OVER, **before, **{key: format_time(when) for key, when in times.items()}}
     assert jobrunner.history(record, moment(59)) == [
-        (moment(0), "queued in default by ann@pc7, named sim"),
+        (moment(0), "queued by ann@pc7, named sim"),
         (moment(10), "released"),
         (moment(20), "leased by node07, run 2"),
         (moment(30), "failed, exit status 265 (killed by signal 9): killed"),

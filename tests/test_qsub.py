@@ -317,7 +317,7 @@ def test_options_end_at_the_first_word_that_is_none(words, left):
         (["--nonsense=1"], "there is no option --nonsense"),
         (["-I"], "there is no option -I: a job has no terminal"),
         (["-N"], "-N needs a value"),
-        (["-l", "walltime=soon"], "-l: 'soon' is not a duration"),
+        (["-l", "walltime=soon"], "-l: walltime: 'soon' is not a duration"),
         (["-p", "high"], "-p: 'high' is not a whole number"),
         (["-p", "1024"], "-p: the priority must be from -1024 to 1023"),
         (["-r", "maybe"], "-r: 'maybe' is neither"),
@@ -431,7 +431,7 @@ def test_a_byte_order_mark_a_batch_files_head_and_another_prefix_do_no_harm():
         ("#PBS -N two words", "line 1: 'words' is no option"),
         ("\n\n#PBS -N 'x", "line 3: a quote is opened"),
         ("#PBS --server here", "line 1: there is no option --server"),
-        ("#PBS -l nodes=2", "line 1: -l: nodes=2 is not one node"),
+        ("#PBS -l nodes=2", "line 1: -l: nodes: '2' is not one node"),
     ],
 )
 def test_a_script_with_a_wrong_option_is_refused_with_its_line(text, words):
