@@ -1693,7 +1693,7 @@ def _printable(text: str) -> str:
 
 def _column(text: str, width: int) -> str:
     """A text as one word of a table, so that the columns can be told by blanks: programs read them so."""
-    return re.sub(r"\s", "_", _printable(text))[:width] or "-"
+    return _printable(text).replace(" ", "_")[:width] or "-"  # any other white space is not printable
 
 
 class Column(NamedTuple):

@@ -145,8 +145,8 @@ def test_qsubs_options_arrive(desk, long, queued):
     wanted = {
         "Name": "sim", "Queue": "long", "Priority": -7, "Runtime": 3600, "Memory": 1 << 30, "Ncpus": 2, "Hold": True,
         "Requires": ["nowhere", "host=node07"], "Rerunable": False, "StdOut": "/dev/null", "StdErr": "DIR/",
-        "Join": "oe", "WorkDir": "/tmp", "Shell": "/bin/bash", "Depend": [f"afterany:{first}"], "Retries": 2, "State": "H",
-        "SubmitDir": desk.lab.folder, "Account": "acc", "Project": "proj", "MailPoints": "n", "MailUsers": "a@b",
+        "Join": "oe", "WorkDir": "/tmp", "Shell": "/bin/bash", "Depend": [f"afterany:{first}"], "Retries": 2,
+        "State": "H", "SubmitDir": desk.lab.folder, "Account": "acc", "Project": "proj", "MailPoints": "n", "MailUsers": "a@b",
         "KeepFiles": "oe", "Place": "free", "Env": {"A": "1,2", "B": "from here"},
     }  # fmt: skip
     assert {key: job.get(key) for key in wanted} == wanted and job["StartAfter"].endswith("Z")
