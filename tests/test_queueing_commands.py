@@ -146,8 +146,8 @@ def test_qsubs_options_arrive(desk, long, queued):
         "Name": "sim", "Queue": "long", "Priority": -7, "Runtime": 3600, "Memory": 1 << 30, "Ncpus": 2, "Hold": True,
         "Requires": ["nowhere", "host=node07"], "Rerunable": False, "StdOut": "/dev/null", "StdErr": "DIR/",
         "Join": "oe", "WorkDir": "/tmp", "Shell": "/bin/bash", "Depend": [f"afterany:{first}"], "Retries": 2,
-        "State": "H", "SubmitDir": desk.lab.folder, "Account": "acc", "Project": "proj", "MailPoints": "n", "MailUsers": "a@b",
-        "KeepFiles": "oe", "Place": "free", "Env": {"A": "1,2", "B": "from here"},
+        "State": "H", "SubmitDir": desk.lab.folder, "Account": "acc", "Project": "proj", "MailPoints": "n",
+        "MailUsers": "a@b", "KeepFiles": "oe", "Place": "free", "Env": {"A": "1,2", "B": "from here"},
     }  # fmt: skip
     assert {key: job.get(key) for key in wanted} == wanted and job["StartAfter"].endswith("Z")
 
@@ -169,6 +169,14 @@ def test_a_scripts_text_travels_with_its_options_and_arguments(desk, words, stdi
     job = desk.server.job(desk("qsub", "-l", "walltime=90", *words, stdin=stdin).strip())
     assert (job["Script"], job["ScriptName"], job["Params"]) == (SCRIPT, name, [name, *arguments])
     assert (job["Name"], job["Runtime"], job["Requires"]) == ("scripted", 90, ["nowhere"])
+
+
+def test_a_script_runs_with_its_arguments_and_knows_its_own_name(desk):
+    says = 'echo "$PBS_JOBID $PBS_JOBNAME $1 $PBS_O_WORKDIR"'
+    desk.lab.write("run.sh", f"#!/bin/sh\n#PBS -l walltime=60\n{says}\nexit 3\n")
+    code, out, err = desk.lab.command("qsub", "-N", "x", "-Wblock=true", "run.sh", "a b", server=desk.server)
+    assert code == 3, err
+    assert desk("qcat", out.strip()) == f"{out.strip()} x a b {desk.lab.folder}\n"
 
 
 @pytest.mark.parametrize("words, script, code, sentence", [
