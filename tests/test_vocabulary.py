@@ -736,7 +736,7 @@ def test_resources_become_fields_of_the_record_in_its_units():
     }
 
 
-@pytest.mark.parametrize("text", ["", "walltime", "walltime=", "nodes=2", "mem=4gb,", "Mem=4gb"])
+@pytest.mark.parametrize("text", ["", "walltime", "walltime=", "disk=2", "mem=4gb,", "Mem=4gb"])
 def test_an_unknown_resource_is_refused_with_those_there_are(text):
     with pytest.raises(BadRequest) as refused:
         jobrunner.parse_resources(text)
