@@ -24,7 +24,7 @@ The spool (--spool):
     output/NAME.oNUMBER       what it prints (.e for errors), where the job names no file itself
     keepers/N.lock            locked by keeper N as long as it lives
     nodes/N                   this host's name N times, a line each: the PBS_NODEFILE of jobs of N slots
-In the system's place for temporary files, jr-CLIENT/ has a folder for each run, its TMPDIR.
+In the system's place for temporary files, jr-HASH/ has a folder for each run, its TMPDIR.
 
 Monitoring goes through ps / kill and tasklist / taskkill, one snapshot a round for all jobs.  Parsers and verdicts are
 pure functions.  Clocks: monotonic for limits and waiting, wall time only where it is shown.
@@ -747,7 +747,9 @@ def _windows_interpreter(job: Job, words: List[str]) -> List[str]:
     if kind == ".ps1" and not job.shell:
         words = ["powershell"]
     if words and _is_program(words[0], "env"):
-        words = [word for word in " ".join(words[1:]).split() if word != "-S"]
+        words = " ".join(words[1:]).split()
+        if words[:1] == ["-S"]:
+            words = words[1:]
     if not words:
         raise BadRequest(
             f"nothing on Windows runs the script {job.script_name!r}: it ends in none of .bat, .cmd and .ps1, has no "
@@ -859,10 +861,8 @@ class TempFolders:
 
     def sweep(self, needed: Iterable[str]) -> None:
         """Removes what an earlier client has left here, but for the folders that are needed."""
-        kept = set(needed)
-        for name in os.listdir(self.path):
-            path = os.path.join(self.path, name)
-            if path not in kept:
+        with contextlib.suppress(OSError):
+            for path in {os.path.join(self.path, name) for name in os.listdir(self.path)} - set(needed):
                 with contextlib.suppress(OSError):
                     remove_tree(path)
 
@@ -885,6 +885,14 @@ def _own_folder(path: str) -> bool:
         return WINDOWS or (found.st_uid == os.geteuid() and found.st_mode & 0o170077 == 0o040000)
     except OSError:
         return False
+
+
+def temp_name(spool: Spool) -> str:
+    """A name for this client's folder among the temporary files of all: the same after a restart, another for a copy
+    of the spool, and short, for the sockets that some programs make there."""
+    import binascii
+
+    return f"jr-{binascii.crc32((spool.client + spool.path).encode('utf-8', 'replace')):08x}"
 
 
 def temp_places() -> List[str]:
@@ -1109,7 +1117,7 @@ class Agent:
 
     def __init__(self, options: argparse.Namespace, api: ServerApi, spool: Spool, tools: Any, log: Any):
         self.options, self.api, self.spool, self.tools, self.log = options, api, spool, tools, log
-        self.temp = TempFolders(temp_places() + [spool.path], "jr-" + spool.client, options.max_jobs)
+        self.temp = TempFolders(temp_places() + [spool.path], temp_name(spool), options.max_jobs)
         self.lock = threading.RLock()
         # who is to look again: waking all for each piece of news costs more than a short job
         self.poll_news, self.report_news, self.main_news = (threading.Condition(self.lock) for _ in range(3))
@@ -1322,7 +1330,7 @@ class Agent:
 
     def _alter(self, run: Run, limits: Dict[str, Any]) -> None:
         """The limits of a run are others from now on; its walltime still counts from its start."""
-        changes = {key: limits[key] for key in ("Runtime", "Memory", "CpuTime") if key in limits}
+        changes: Dict[str, Any] = {key: limits[key] for key in ("Runtime", "Memory", "CpuTime") if key in limits}
         try:
             with self.lock:
                 run.job = Job.from_record({**run.job.to_record(), **changes})
@@ -1618,7 +1626,7 @@ class Agent:
                 continue
             if notes.get("Refused"):
                 continue
-            needed.append(notes.get("Temp"))
+            needed.append(notes.get("Temp", ""))
             processes = self.tools.snapshot() if processes is None else processes
             self._adopt_run(Run(job, folder, self.clock()), notes, processes)
         self.temp.sweep(needed)

@@ -555,6 +555,26 @@ class Job:
         return record
 
     @classmethod
+    def from_stored(cls, record: Dict[str, Any]) -> "Job":
+        """As `from_record`, for records that mostly came from `to_record`, a million at a time: what each of those has is
+        looked at here, one after the other, and only the rest of a record, or one that is not like that, there."""
+        try:
+            job = cls.__new__(cls)
+            job.id, job.params, job.runtime, job.number = id_, params, runtime, number = (
+                record["ID"], list(map(sys.intern, record["Params"])), record["Runtime"], record["Number"],
+            )  # fmt: skip
+            job.state, job.submit_time = _STATE_OF_LETTER[record["State"]], parse_time(record["SubmitTime"])
+            sound = type(record["Params"]) is list and params[0] and "\0" not in "".join(params)
+            sound = sound and type(id_) is str and type(number) is int and "\0" not in id_
+            if not (sound and type(runtime) is int and 0 <= runtime <= MAX_RUNTIME):
+                return cls.from_record(record)
+        except (KeyError, TypeError, IndexError, BadRequest):
+            return cls.from_record(record)
+        if len(record) > len(_SLOT_KEYS):
+            job._take({key: value for key, value in record.items() if key not in _SLOT_KEYS}, False)
+        return job
+
+    @classmethod
     def from_record(cls, record: Dict[str, Any], submitted: bool = False) -> "Job":
         """The job in a JSON object, keys in any letter case, unknown keys kept; raises BadRequest.
 
@@ -563,23 +583,28 @@ class Job:
         if not isinstance(record, dict):
             raise BadRequest(f"a job is a JSON object with Params, not {_kind(record)}")
         job = cls([])
+        job._take(record, submitted)
+        if not job.params:
+            raise BadRequest('the job has no Params: give the program and its arguments, as in "Params":["hostname"]')
+        return job
+
+    def _take(self, record: Dict[str, Any], submitted: bool) -> None:
+        """Sets what a record says; raises BadRequest."""
         for key, value in record.items():
             reader = _READERS.get(key) or _READERS_BY_LOWER_KEY.get(key.lower())
             if reader is None:
-                job.extra = {**job.extra, key: value}
+                self.extra = {**self.extra, key: value}
                 continue
             name, key, check, default, by_submitter = reader
             if value is not None and (by_submitter or not submitted):
                 value = check(key, value)
                 if value != default:
-                    setattr(job, name, value)
-        if not job.params:
-            raise BadRequest('the job has no Params: give the program and its arguments, as in "Params":["hostname"]')
-        return job
+                    setattr(self, name, value)
 
 
 _SLOTS = Job.__slots__[:-1]
 _SLOT_NAMES = frozenset(_SLOTS)
+_SLOT_KEYS = frozenset(field.key for field in FIELDS if field.name in _SLOT_NAMES)
 
 
 def _kind(value: Any) -> str:
@@ -1114,6 +1139,14 @@ def merged(record: Record, more: Record) -> Record:
     return both
 
 
+def _named(name: str, parse: Callable[[str], Any], value: str) -> Any:
+    """parse(value); raises BadRequest that says of what the value was."""
+    try:
+        return parse(value)
+    except BadRequest as error:
+        raise BadRequest(f"{name}: {error}") from None
+
+
 def parse_resources(text: str) -> Record:
     """What `-l walltime=1:00:00,mem=4gb,ncpus=2,java17` puts into a record; raises BadRequest."""
     return _parse_resources(text.split(","))
@@ -1124,7 +1157,7 @@ def _parse_resources(words: List[str]) -> Record:
     for word in words:
         name, _, value = word.partition("=")
         if name in RESOURCES and value:
-            record = merged(record, RESOURCES[name](value))
+            record = merged(record, _named(name, RESOURCES[name], value))
         elif name not in RESOURCES and _WORD.match(name) and value.lower() in ("", "true") and word[-1:] != "=":
             record = merged(record, {"Requires": [name]})
         else:
@@ -1133,18 +1166,15 @@ def _parse_resources(words: List[str]) -> Record:
     return record
 
 
-def _of_one_node(name: str) -> Callable[[str], Record]:
-    """Reads `1:ncpus=2:mem=1gb`, what follows select= or nodes=."""
-
-    def parse(text: str) -> Record:
-        count, *words = text.split(":")
-        if "+" in text or (count.isdigit() and int(count) != 1):
-            raise BadRequest(f"{name}={text} is not one node, and a job here runs on one: write {name}=1:...")
-        if not count.isdigit():  # no number is 1, and what stands in its place is the node's name, or a resource
-            words.insert(0, count if "=" in count else f"host={count}")
-        return _parse_resources(words)
-
-    return parse
+def _parse_one_node(text: str) -> Record:
+    """`1:ncpus=2:mem=1gb`, what follows select= (PBS Pro) or nodes= (Torque)."""
+    count, *words = text.split(":")
+    number = re.match(r"\d+\Z", count, re.ASCII)
+    if "+" in text or (number and int(count) != 1):
+        raise BadRequest(f"{text!r} is not one node, and a job here runs on one: write 1:ncpus=8")
+    if not number:  # then it is 1, and what stands here is the node's name, or a resource
+        words.insert(0, count if "=" in count else f"host={count}")
+    return _parse_resources(words)
 
 
 # What stands in PBS's chunks (select=) and Torque's nodes (nodes=) only, and there may say what is so here anyhow.
@@ -1156,8 +1186,8 @@ RESOURCES: Dict[str, Callable[[str], Record]] = {
     "ncpus": lambda text: {"Ncpus": _parse_count(text)},
     "procs": lambda text: {"Ncpus": _parse_count(text)},
     "host": lambda text: {"Requires": [f"host={text}"]},
-    "select": _of_one_node("select"),
-    "nodes": _of_one_node("nodes"),
+    "select": _parse_one_node,
+    "nodes": _parse_one_node,
     "place": lambda text: {"Place": text},
     "ppn": lambda text: {"Ncpus": _parse_count(text)},
     "vnode": lambda text: {"Requires": [f"host={text}"]},
@@ -1211,7 +1241,7 @@ def parse_attributes(text: str) -> Record:
         name, equals, value = word.partition("=")
         if name not in ATTRIBUTES or not equals:
             raise BadRequest(f"there is no {word!r}: there are {', '.join(f'{known}=' for known in ATTRIBUTES)}")
-        record.update(ATTRIBUTES[name](value))
+        record.update(_named(name, ATTRIBUTES[name], value))
     return record
 
 
@@ -1254,10 +1284,11 @@ def parse_ranges(text: str) -> List[range]:
     """The ranges of indices in `1-100:2` or `1,10,50-100`; raises BadRequest."""
     found = []
     for word in text.split(","):
-        numbers = re.match(r"(\d{1,9})(?:-(\d{1,9})(?::(\d{1,9}))?)?\Z", word, re.ASCII)
-        first, last, step = (numbers.group(1), numbers.group(2), numbers.group(3)) if numbers else ("", "", "")
-        indices = range(int(first), int(last or first) + 1, int(step or 1) or 1) if numbers else range(0)
-        if not indices or step == "0":
+        numbers = re.match(r"(\d{1,9})(?:-(\d{1,9})(?::([1-9]\d{0,8}))?)?\Z", word, re.ASCII)
+        indices = range(0)
+        if numbers:
+            indices = range(int(numbers[1]), int(numbers[2] or numbers[1]) + 1, int(numbers[3] or 1))
+        if not indices:
             raise BadRequest(f"{text!r} are no indices: write 1-100, 1-100:2 or 1,10,50-100, and %10 for 10 at a time")
         found.append(indices)
     return found
@@ -1395,6 +1426,7 @@ OPTIONS = (
     Option("-m", "POINTS", _key("MailPoints"), True, "kept in the record: no mail is sent"),
     Option("-M", "USERS", _key("MailUsers"), True, "kept in the record"),
     Option("-k", "FILES", _key("KeepFiles"), False, "kept in the record: outputs always stay on the client"),
+    Option("-c", "WHEN", _key("Checkpoint"), False, "kept in the record"),
     Option("-n", "", _key("Exclusive", bool), False, "kept in the record"),
 )  # fmt: skip
 _CONNECTION = (
@@ -1425,7 +1457,7 @@ QALTER_OPTIONS = (
     *_CONNECTION,
 )
 # What PBS has and cannot be here.
-_IMPOSSIBLE = {"-I": "a job has no terminal", "-X": "a job has no screen", "-G": "a job has no screen"}
+_IMPOSSIBLE = {"-I": "a job has no terminal", "-X": "a job has no screen"}
 
 
 def read_options(
@@ -1628,7 +1660,7 @@ def parse_qmgr(text: str) -> Wish:
 def parse_queue_attributes(verb: str, text: str) -> Record:
     """{"MaxRun": 10} of `max_run = 10`, several with commas, or of `max_run` alone to unset it; raises BadRequest."""
     attributes: Record = {}
-    shape = re.compile(r"\s*([\w.]+)\s*\Z" if verb == "unset" else r"\s*([\w.]+)\s*=\s*(\S.*?)\s*\Z", re.DOTALL)
+    shape = re.compile(r"\s*([\w.]+)\s*\Z" if verb == "unset" else r"\s*([\w.]+)\s*=\s*\"?(\S.*?)\"?\s*\Z", re.DOTALL)
     words = split_quoted(text)
     for word in words:
         found = shape.match(word)
@@ -1645,13 +1677,6 @@ def parse_queue_attributes(verb: str, text: str) -> Record:
     if not words and verb in ("set", "unset"):
         raise BadRequest(f"qmgr {verb} queue: say what, as in: {verb} queue long max_run{' = 10' * (verb == 'set')}")
     return attributes
-
-
-def _named(name: str, parse: Callable[[str], Any], value: str) -> Any:
-    try:
-        return parse(value)
-    except BadRequest as error:
-        raise BadRequest(f"{name}: {error}") from None
 
 
 def qmgr_commands(text: str) -> Iterator[Tuple[int, str]]:
@@ -1688,12 +1713,12 @@ def _out(text: str) -> None:
 
 def _printable(text: str) -> str:
     """A text that stays in its line."""
-    return "".join(char if char.isprintable() else "?" for char in text)
+    return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _column(text: str, width: int) -> str:
     """A text as one word of a table, so that the columns can be told by blanks: programs read them so."""
-    return re.sub(r"\s", "_", _printable(text))[:width] or "-"
+    return _printable(text).replace(" ", "_")[:width] or "-"  # any other white space is not printable
 
 
 class Column(NamedTuple):
@@ -1711,10 +1736,14 @@ def _user(job: Record) -> str:
 
 
 def _memory(size: int) -> str:
-    """A size in few characters: `4gb`, `1500kb`."""
+    """A size in few characters: `4gb`, or `1500kb`."""
     for unit in ("tb", "gb", "mb"):
         if size and size % _SIZE_UNITS[unit] == 0:
             return f"{size // _SIZE_UNITS[unit]}{unit}"
+    return _kilobytes(size)
+
+
+def _kilobytes(size: int) -> str:
     return f"{-(-size // 1024)}kb"
 
 
@@ -1752,13 +1781,13 @@ def _in_states(title: str, *letters: str) -> Column:
     return Column(title, 5, lambda queue: sum(queue["States"][letter] for letter in letters), right=True, grows=True)
 
 
-_COUNTS = (_in_states("Tot", "Q", "H", "W", "R"),)
+_TOTAL = _in_states("Tot", "Q", "H", "W", "R")
 _STATES = (_in_states("Que", "Q"), _in_states("Run", "R"), _in_states("Hld", "H"), _in_states("Wat", "W"))
 _NOT_HERE = (Column("Trn", 5, lambda queue: 0, right=True), Column("Ext", 5, lambda queue: 0, right=True))
 QUEUE_COLUMNS = (
     Column("Queue", 16, lambda queue: queue["Name"], grows=True),
     Column("Max", 5, lambda queue: queue["MaxRun"], right=True, grows=True),
-    *_COUNTS,
+    _TOTAL,
     Column("Ena", 3, lambda queue: "yes" if queue["Enabled"] else "no", right=True),
     Column("Str", 3, lambda queue: "yes" if queue["Started"] else "no", right=True),
     *_STATES,
@@ -1768,7 +1797,7 @@ QUEUE_COLUMNS = (
 SERVER_COLUMNS = (
     Column("Server", 16, lambda server: server["Name"], grows=True),
     Column("Max", 5, lambda server: 0, right=True),
-    *_COUNTS,
+    _TOTAL,
     *_STATES,
     *_NOT_HERE,
     Column("Status", 11, lambda server: "Active"),
@@ -1880,7 +1909,7 @@ def pbs_limits(job: Record) -> Record:
     hosts = [word[len("host=") :] for word in words if word.startswith("host=")]
     limits = {
         "walltime": format_duration(job["Runtime"]) if job["Runtime"] else None,
-        "mem": f"{-(-job['Memory'] // 1024)}kb" if job.get("Memory") else None,
+        "mem": _kilobytes(job["Memory"]) if job.get("Memory") else None,
         "cput": format_duration(job["CpuTime"]) if job.get("CpuTime") else None,
         "ncpus": job.get("Ncpus", 1),
         "host": ",".join(hosts) or None,
@@ -1895,7 +1924,7 @@ def _pbs_used(job: Record) -> Record:
     used = {
         "walltime": format_duration(seconds) if seconds is not None else None,
         "cput": format_duration(job["CpuTimeUsed"]) if job.get("CpuTimeUsed") else None,
-        "mem": f"{-(-job['MaxMem'] // 1024)}kb" if job.get("MaxMem") else None,
+        "mem": _kilobytes(job["MaxMem"]) if job.get("MaxMem") else None,
     }
     return _known(used)
 
@@ -1956,17 +1985,14 @@ def _known(fields: Record) -> Record:
 
 def _pbs_time(text: Optional[str]) -> Optional[str]:
     """`Mon Nov 23 17:27:00 2026`, local time."""
-    if not text:
-        return None
-    day = "%d" if WINDOWS else "%e"
-    return time.strftime(f"%a %b {day} %H:%M:%S %Y", time.localtime(parse_time(text)))
+    return time.ctime(parse_time(text)) if text else None
 
 
 def history(job: Record, moment: float) -> List[Tuple[float, str]]:
     """(when, sentence) of what happened to a job: its latest run too, which is not in its History yet, and at `moment`
     why it is not over."""
     by = f" by {job['Owner']}" if job.get("Owner") else ""
-    lines = [(job.get("SubmitTime"), f"queued in {job['Queue']}{by}, named {job['Name']}"), *job.get("History", [])]
+    lines = [(job.get("SubmitTime"), f"queued{by}, named {job['Name']}"), *job.get("History", [])]
     over = job["State"] == "F"
     if job.get("StartTime") and job["State"] in "RF":
         lines.append((job["StartTime"], f"leased by {job.get('Host')}, run {job.get('RunCount', 1)}"))
@@ -2118,13 +2144,12 @@ def qsub(options: argparse.Namespace, api: ServerApi) -> int:
 def _to_submit(given: Record, words: List[str]) -> Tuple[Record, Jobs]:
     """(what was given, in a script too; the records to add).  The words are a script and its arguments, or `--` and a
     command; raises WrongUsage, BadRequest."""
-    dashed = words[:1] == ["--"]
     if given.get("file"):
         if words:
             raise WrongUsage("give either --file or something to run, not both")
         job = {"Owner": owner(), **sent(with_items(given))}
         return given, [{**job, **line} if isinstance(line, dict) else line for line in read_jobs(given["file"])]
-    if dashed:
+    if words[:1] == ["--"]:
         if not words[1:]:
             raise WrongUsage("nothing to run: put the command after --, as in: qsub -- java -jar job.jar 169")
         given = {**given, "Params": words[1:]}
@@ -2135,7 +2160,14 @@ def _to_submit(given: Record, words: List[str]) -> Tuple[Record, Jobs]:
         except BadRequest as error:
             raise BadRequest(f"{name} {error}") from None
         given = {**given, "Script": text, "ScriptName": name, "Params": [name, *words[1:]]}
-    return given, [{"Owner": owner(), "SubmitDir": os.getcwd(), **sent(with_items(given))}]
+    return given, [{"Owner": owner(), **_submit_dir(), **sent(with_items(given))}]
+
+
+def _submit_dir() -> Record:
+    try:
+        return {"SubmitDir": os.getcwd()}
+    except OSError:  # it has been removed
+        return {}
 
 
 def _wait_for(api: ServerApi, names: List[str], seconds: float = float("inf")) -> int:
@@ -2200,7 +2232,7 @@ def qalter(options: argparse.Namespace, api: ServerApi) -> int:
     given, names = options.given, []
     words = options.words
     while words:  # options may stand behind the jobs too
-        names.append(words[0])
+        names += words[:1] if words[0] != "--" else []
         given, words = read_options(words[1:], QALTER_OPTIONS, given)
     if not sent(given):
         raise WrongUsage("say what to alter, as in: qalter -l walltime=2:00:00 17")
@@ -2581,10 +2613,10 @@ class CommandParser(argparse.ArgumentParser):
         if given.pop("help", False):
             self.print_help()
             self.exit()
-        defaults, _ = super().parse_known_args([], namespace)
-        defaults.given, defaults.words = given, words
-        defaults.server, defaults.proxy = given.pop("server", None), given.pop("proxy", "")
-        return defaults, []
+        options, _ = super().parse_known_args([], namespace)
+        options.server, options.proxy = given.pop("server", None), given.pop("proxy", "")
+        options.given, options.words = given, words
+        return options, []
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -240,7 +240,7 @@ def test_qdel_of_a_running_job_ends_it_through_its_client_and_says_so_meanwhile(
     meanwhile = desk.server.job(number)
     assert meanwhile["State"] == "F" or "being deleted" in meanwhile["Comment"]
     job = desk.server.over(number)
-    assert (job["Status"], job["ExitStatus"]) == ("deleted", 7) and not alive(process)
+    assert (job["Status"], job["ExitStatus"]) == ("deleted", 271) and not alive(process)
 
 
 def test_a_job_that_qdel_killed_has_256_and_the_signal(desk):

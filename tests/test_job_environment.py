@@ -233,15 +233,15 @@ def test_a_client_that_ends_in_peace_leaves_nothing_among_the_temporary_files(la
 
 
 def test_a_folder_for_temporary_files_that_somebody_else_was_first_to_make_is_not_used(lab):
-    server = lab.server()
-    os.makedirs(lab.path("tmp"))
-    os.makedirs(lab.path("jobrunner-spool"))
-    lab.write("jobrunner-spool/client", "0123456789abcdef\n")
-    os.mkdir(lab.path("tmp", "jr-0123456789abcdef"))
-    os.chmod(lab.path("tmp", "jr-0123456789abcdef"), 0o777)
-    start(lab, server)
-    (number,) = server.add(shell('echo "$TMPDIR"'))
-    server.over(number)
-    path = server.get("/output", id=number)[1]["StdOut"]
-    assert path.startswith(lab.path("jr-0123456789abcdef") + "/")
-    assert os.listdir(lab.path("tmp", "jr-0123456789abcdef")) == []
+    server, show = lab.server(), shell('echo "$TMPDIR"')
+    paths = []
+    for _ in range(2):
+        (number,) = server.add(show)
+        assert start(lab, server, "--until-empty").wait(PATIENCE) == 0
+        paths.append(server.get("/output", id=number)[1]["StdOut"])
+        own = os.path.dirname(paths[0])
+        if not os.path.exists(own):
+            os.mkdir(own)
+            os.chmod(own, 0o777)
+    assert paths[0].startswith(lab.path("tmp", "jr-"))
+    assert paths[1].startswith(lab.path(os.path.basename(own)) + "/") and os.listdir(own) == []
