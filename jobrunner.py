@@ -291,6 +291,7 @@ def _parse_second(text: str) -> float:
 
 MAX_RUNTIME = 10 * 365 * 86400
 MAX_SAMPLES = 256
+MAX_SUBJOBS = 1000000  # of an array
 
 
 class Field(NamedTuple):
@@ -1309,12 +1310,9 @@ def sweep_items(values: Dict[str, List[str]]) -> List[Dict[str, str]]:
     count = 1
     for texts in values.values():
         count *= len(texts)
-    if count > MAX_ITEMS:
-        raise BadRequest(f"--sweep has {count} combinations: an array has {MAX_ITEMS} subjobs at most")
+    if count > MAX_SUBJOBS:
+        raise BadRequest(f"--sweep has {count} combinations: an array has {MAX_SUBJOBS} subjobs at most")
     return [dict(zip(values, texts)) for texts in itertools.product(*values.values())]
-
-
-MAX_ITEMS = 1000000
 
 
 def parse_start(text: str, moment: Optional[float] = None) -> str:

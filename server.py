@@ -62,6 +62,7 @@ from jobrunner import (
     EXIT_LOST,
     EXIT_NOT_STARTED,
     EXIT_WALLTIME,
+    MAX_SUBJOBS,
     STATUSES,
     UNKNOWN_HOST,
     VERSION,
@@ -815,24 +816,12 @@ QUEUE_KEYS = {
 }
 
 
-MAX_SUBJOBS = 1000000
-_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?::(\d{1,9}))?)?\Z", re.ASCII)
-
-
 def parse_indices(text: str) -> List[int]:
     """The indices in `1-100:2` (PBS) or `1,10,50-100` (Torque), each once, in order; raises BadRequest."""
-    found: Dict[int, None] = {}
-    for word in text.split(","):
-        parts = _RANGE.match(word)
-        first, last, step = (int(part) if part else None for part in parts.groups()) if parts else (None, None, None)
-        if first is None or step == 0 or (last is not None and last < first):
-            raise BadRequest(f"{text!r} are no indices: write 1-100, 1-100:2 or 1,10,50-100")
-        if ((last or first) - first) // (step or 1) >= MAX_SUBJOBS:
-            raise BadRequest(f"{text!r} are too many indices: an array has {MAX_SUBJOBS} subjobs at most")
-        found.update(dict.fromkeys(range(first, (first if last is None else last) + 1, step or 1)))
-    if len(found) > MAX_SUBJOBS:
+    ranges = jobrunner.parse_ranges(text)
+    if sum(map(len, ranges)) > MAX_SUBJOBS:
         raise BadRequest(f"{text!r} are too many indices: an array has {MAX_SUBJOBS} subjobs at most")
-    return sorted(found)
+    return sorted({index for indices in ranges for index in indices})
 
 
 class ArraySpec(NamedTuple):
@@ -1006,9 +995,6 @@ class Array:
 # Dependencies: verdicts on what is waited for
 # ---------------------------------------------------------------------------------------------------------------------
 
-DEPENDENCIES = ("after", "afterok", "afternotok", "afterany")
-
-
 def dependency_verdict(kind: str, over: bool, begun: bool, good: bool, bad: bool) -> Optional[bool]:
     """True: met; False: it can never be; None: that is not known yet.
 
@@ -1035,13 +1021,8 @@ class Depend(NamedTuple):
     @classmethod
     def parse(cls, texts: List[str]) -> List["Depend"]:
         """Those in [`afterok:17:18`, ...], each by itself; raises BadRequest."""
-        found = []
-        for text in texts:
-            kind, *targets = text.split(":")
-            if kind not in DEPENDENCIES or not all(targets) or not targets:
-                raise BadRequest(f"{text!r} is no dependency: write afterok:17, with {', '.join(DEPENDENCIES)}")
-            found += [cls(kind, target) for target in targets]
-        return found
+        words = [word for text in texts for word in jobrunner.parse_depend(text or ":")]  # here nothing is a mistake
+        return [cls(kind, target) for kind, _, target in (word.partition(":") for word in words)]
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.target}"
