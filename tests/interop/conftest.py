@@ -31,7 +31,9 @@ class Cluster:
 
     def over(self, name):
         """That entry once the job is over."""
-        return until(lambda: (lambda job: job if job["job_state"] == "F" else None)(self.listed(name)), f"{name} to end")
+        return until(
+            lambda: (lambda job: job if job["job_state"] == "F" else None)(self.listed(name)), f"{name} to end"
+        )
 
     def until_running(self, name):
         until(lambda: self.listed(name)["job_state"] == "R", f"{name} to run")

@@ -1,4 +1,4 @@
-"""Parsl, unmodified, drives jobrunner through PBSProProvider and TorqueProvider, by themselves and under its executor."""
+"""Parsl, unmodified, drives jobrunner through PBSProProvider and TorqueProvider, alone and under its own executor."""
 
 import operator
 import os
@@ -46,7 +46,9 @@ def state(provider, name):
 
 def completed(provider, *names):
     """Waits until the provider says so of all of them."""
-    until(lambda: {status.state for status in provider.status(names)} == {JobState.COMPLETED}, f"{names} to be completed")
+    until(
+        lambda: {status.state for status in provider.status(names)} == {JobState.COMPLETED}, f"{names} to be completed"
+    )
 
 
 def outputs(provider):
@@ -117,7 +119,9 @@ def test_a_job_forgotten_meanwhile_does_not_hide_the_others(provider, cluster):
 def test_options_of_the_provider_reach_the_job(cluster, make_provider):
     cluster.server.queue("night")
     options = "#PBS -l mem=256mb\n#PBS -p 5"
-    provider = make_provider(queue="night", account="proj1", scheduler_options=options, worker_init="export COLOUR=blue")
+    provider = make_provider(
+        queue="night", account="proj1", scheduler_options=options, worker_init="export COLOUR=blue"
+    )
     name = provider.submit('echo "$COLOUR $(wc -l < "$PBS_NODEFILE")"', 1)
     completed(provider, name)
     listed = cluster.listed(name)
@@ -136,9 +140,7 @@ def test_more_than_one_node_is_refused_with_the_reason(cluster, make_provider, c
     assert "node" in said and "Traceback" not in said
 
 
-def test_a_workflow_runs_in_a_block_and_the_block_is_deleted_at_its_end(
-    cluster, make_provider, tmp_path, monkeypatch
-):
+def test_a_workflow_runs_in_a_block_and_the_block_is_deleted_at_its_end(cluster, make_provider, tmp_path, monkeypatch):
     scripts = sysconfig.get_path("scripts")  # Parsl looks for its own programs on the PATH, here and in the job
     monkeypatch.setenv("PATH", f"{os.environ['PATH']}{os.pathsep}{scripts}")
     provider = make_provider(launcher=SingleNodeLauncher(), worker_init=f"export PATH={scripts}:$PATH")
