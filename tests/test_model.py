@@ -557,7 +557,7 @@ class Model:
 HOSTS = ("a", "b", "c")
 KINDS = ("after", "afterok", "afternotok", "afterany")
 COMPARED = [key for key in JOB if key not in ("Env", "StartTime")]
-COMPARED_OVER = [key for key in COMPARED if key not in ("Depend", "RefusedBy")]  # of no importance any more
+COMPARED_OVER = [key for key in COMPARED if key not in ("Depend", "RefusedBy", "Expiry")]  # of no importance any more
 TIMES = ("StartAfter", "Expiry", "EndTime")
 ENDS = [
     {"ExitStatus": 0}, {"ExitStatus": 0}, {"ExitStatus": 0}, {"ExitStatus": 1}, {"ExitStatus": 1}, {"ExitStatus": 2}, {},
