@@ -245,6 +245,7 @@ def now() -> float:
     return round(time.time(), 6)
 
 
+@lru_cache(maxsize=1024)  # thousands of jobs are added at one moment
 def format_time(moment: float) -> str:
     """RFC 3339 in UTC: `2026-11-23T17:27:00.923836Z`."""
     seconds, micros = divmod(round(moment * 1000000), 1000000)
@@ -256,6 +257,7 @@ def _format_second(second: int) -> str:
     return (_EPOCH + timedelta(seconds=second)).strftime("%Y-%m-%dT%H:%M:%S").rjust(19, "0")
 
 
+@lru_cache(maxsize=1024)
 def parse_time(text: str) -> float:
     """Seconds since 1970 of an RFC 3339 time: any number of fraction digits, `Z` or an offset; raises BadRequest."""
     if len(text) == 27 and text[19] == "." and text[26] == "Z" and text.isascii() and text[20:26].isdigit():

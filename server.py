@@ -870,11 +870,14 @@ class NewArray(NamedTuple):
     jobs: List[Job]
 
 
+_FIELD_KEYS = frozenset(jobrunner.FIELD_OF_KEY)
 _ARRAY_KEYS = {key.lower(): key for key in ("Array", "Items", "MaxRunSubjobs", "MaxFails")}
 
 
 def _is_array(record: Any) -> bool:
     """True for the record of an array: it has Array or Items."""
+    if isinstance(record, dict) and _FIELD_KEYS.issuperset(record):
+        return False  # the quick way for thousands of jobs
     return isinstance(record, dict) and any(record[key] and key.lower() in ("array", "items") for key in record)
 
 
@@ -1313,14 +1316,18 @@ class Queue:
 
     def add(self, records: List[Any]) -> Tuple[List[Union[Job, ArraySpec]], Optional[Batch]]:
         """Queues jobs and arrays, all or none, in the order given; raises BadRequest."""
-        moment = self.clock()
-        added = [self._submitted(record, moment, place, len(records)) for place, record in enumerate(records)]
-        with self.lock:
-            for place, (job, _, _) in enumerate(added):
-                with _naming(place, len(records)):
+        moment, added, place = self.clock(), [], 0
+        try:
+            for place, record in enumerate(records):
+                added.append(self._submitted(record, moment))
+            with self.lock:
+                for place, (job, _, _) in enumerate(added):
                     self._check_submission(job)
-            number = self.next_number
-            self.next_number += len(added)
+                number = self.next_number
+                self.next_number += len(added)
+        except (BadRequest, UnknownQueue) as error:
+            of_many = f"job {place + 1} of {len(records)}: {error}; none was added"
+            raise BadRequest(of_many if len(records) > 1 else str(error)) from None
         entry: Dict[str, Any] = {"Put": []}
         changes: Changes = []
         things: List[Union[Job, ArraySpec]] = []
@@ -1336,23 +1343,22 @@ class Queue:
                 changes.append((None, NewArray(spec, list(spec.subjobs(items)))))
                 things.append(spec)
         with self.lock:
-            for job, _, _ in added:  # the lock was let go meanwhile
-                self._queue_named(job.queue)
+            for queue in {job.queue for job, _, _ in added}:  # the lock was let go meanwhile
+                self._queue_named(queue)
+            for job in [job for job, _, _ in added if job.depend]:
                 self._targets(job.depend)
             batch = self._commit(entry, changes)
             self._wake([job for _, new in changes for job in (new.jobs if isinstance(new, NewArray) else [new])])
         return things, batch
 
-    def _submitted(self, record: Any, moment: float, place: int, of: int) -> Tuple[Job, Optional[ArraySpec], List[Any]]:
+    def _submitted(self, record: Any, moment: float) -> Tuple[Job, Optional[ArraySpec], List[Any]]:
         """A new job as its submitter described it, or the template of an array, the array and its Items."""
-        with _naming(place, of):
-            spec, items = None, []
-            if _is_array(record):
-                spec, items = ArraySpec.from_record(record, submitted=True)
-            job = spec.template if spec else Job.from_record(record, submitted=True)
+        spec, items = ArraySpec.from_record(record, submitted=True) if _is_array(record) else (None, [])
+        job = spec.template if spec else Job.from_record(record, submitted=True)
+        if job.depend:
             job._set("depend", [str(depend) for depend in Depend.parse(job.depend)])
-            if job.extra:
-                jobrunner.check_shown(job.extra)
+        if job.extra:
+            jobrunner.check_shown(job.extra)
         job.id, job.submit_time = _new_id(), moment
         return job, spec, items
 
@@ -1365,9 +1371,10 @@ class Queue:
         job.runtime = named.admitted(job).runtime
         if job.depend:
             job._set("depend", self._targets(job.depend))
-        rested = self._rested(job)
-        job.state = rested.state
-        job._set("comment", rested.comment)
+        if job.depend or job.hold or job.start_after is not None:
+            rested = self._rested(job)
+            job.state = rested.state
+            job._set("comment", rested.comment)
 
     def _queue_named(self, name: str) -> NamedQueue:
         named = self.queues.get(name)
@@ -1589,6 +1596,8 @@ class Queue:
         return job is not None and job.state is State.QUEUED and _order(job) == entry and self._need(job) == need
 
     def _need(self, job: Job) -> Need:
+        if _NEED_FIELDS.isdisjoint(job.__dict__):
+            return _NO_NEED  # as of nearly all jobs that are no arrays
         array = self.arrays[job.number].spec.max_running if job.index is not None else 0
         return Need(
             job.plain,
@@ -2346,7 +2355,7 @@ class Queue:
     def _commit(self, entry: Dict[str, Any], changes: Changes) -> Batch:
         """Makes changes here and hands them to the journal; to be waited for outside the lock."""
         for old, new in changes:
-            self._put(old, new)
+            (self._put_job if type(new) is Job else self._put)(old, new)
         return self._record(entry, changes)
 
     def _record(self, entry: Dict[str, Any], changes: Changes) -> Batch:
@@ -2356,7 +2365,7 @@ class Queue:
         everything = list(changes)
         step: Changes = changes
         try:
-            while step and (self.awaited or self.arrays):
+            while step and (self.awaited or self.arrays):  # else nothing can follow
                 step = self._consequences(step)
                 for old, new in step:
                     self._put(old, new)
@@ -2599,6 +2608,13 @@ ALTERABLE = (
     "Depend", "Hold", "Env", "WorkDir", "Shell", "Account", "MailPoints", "MailUsers", *ARRAY_LIMITS,
 )  # fmt: skip
 
+# What a Need is made of, and that of a job which has none of it: what is at its default is not in a job's dictionary.
+_NEED_FIELDS = frozenset(
+    ("index", "ncpus", "requires", "refused_by", "queue", "failed_on", "env", "workdir", "stdout", "stderr", "join",
+     "script", "memory", "cputime")
+)  # fmt: skip
+_NO_NEED = Need(True, 1, (), (), DEFAULT_QUEUE, 0, ())
+
 # The event that makes a job of these states ready to run.
 _READY_BY = {State.QUEUED: "", State.HELD: "release", State.WAITING: "ready"}
 _NEVER_RUN_EXITS = (EXIT_ABORTED, EXIT_DEPENDENCY)
@@ -2680,19 +2696,8 @@ def _check_queue_name(name: Any) -> str:
     return name
 
 
-@contextlib.contextmanager
-def _naming(place: int, of: int) -> Iterator[None]:
-    """Says of what is wrong with one of many jobs which of them it is."""
-    try:
-        yield
-    except (BadRequest, UnknownQueue) as error:
-        if of == 1:
-            raise BadRequest(str(error)) from None
-        raise BadRequest(f"job {place + 1} of {of}: {error}; none was added") from None
-
-
 def _order(job: Job) -> Tuple[int, int, int, str]:
-    """What jobs are sorted by: priority, Number, Index."""
+    """What jobs of one queue are sorted by: priority, Number, Index."""
     return (-job.priority, job.number, job.index or 0, job.id)
 
 
