@@ -284,6 +284,7 @@ class Model:
         node.update({key: info[key] for key in ("Slots", "Properties", "Queues")})
         for report in request["Reports"]:
             self.take(report, "finish")
+        self.settle()
         if info["Session"] != node["Session"]:
             node.update(Session=info["Session"], Latest=0)
             for job in self.jobs.values():
@@ -452,14 +453,12 @@ class Model:
 
     def limit(self, limits, wish):
         """Of whole arrays only."""
-        for name in wish.get("IDs", []):
-            jobs, is_group = self.named(name)
-            if not is_group or "-" in name or "Select" in wish:
-                raise Refused(400)
+        named = [(self.named(name), name) for name in wish.get("IDs", [])]
+        if not named or "Select" in wish or any(not is_group or "-" in name for (_, is_group), name in named):
+            raise Refused(400)
+        for (jobs, _), _ in named:
             self.arrays[jobs[0]["Number"]].update(limits)
             self.failing.add(jobs[0]["Number"])
-        if not wish.get("IDs"):
-            raise Refused(400)
 
     def changed(self, verb, wish, jobs, is_group):
         """{label: what a verb makes of the job}, of those jobs that it does not refuse; refused if it refuses all."""
@@ -728,7 +727,7 @@ class Course:
                 running.append(dict(old, Signal="", Limits=[0, 0, 0]))
         request = {"Hostname": client.host, "Slots": self.chance.choice([0, 1, 2, client.slots]), "Wait": 0, "Running": running,
                    "Reports": reports, "Node": client.info(), "Poll": client.number, "Open": list(client.open)}  # fmt: skip
-        if self.chance.random() < 0.02:
+        if client.number > 1 and self.chance.random() < 0.02:
             request["Poll"] -= 1
         self.note("poll", client.name, "slots", request["Slots"], "running", [f"{r['Label']}/{r['Lease'][:4]}" for r in running],
                   "ended", [(r["Label"], r.get("Status"), r.get("ExitStatus")) for r in reports],
