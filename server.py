@@ -1063,10 +1063,11 @@ def accounting_lines(old: Any, new: Any) -> Iterator[str]:
     elif after is State.FINISHED and before is State.RUNNING:
         yield f"E;{new};{_pairs({**_accounted(new), **_accounted_end(new)})}"
     elif after is State.FINISHED and before is not State.FINISHED:
-        letter = "D" if new.status == "deleted" else "A"
-        yield f"{letter};{new};{_pairs({'requestor': new.owner or '-', 'comment': new.comment})}"
+        deleted = new.status == "deleted"
+        yield f"D;{new};{_pairs({'requestor': new.owner or '-'})}" if deleted else f"A;{new};{_one_line(new.comment)}"
     elif before in (State.RUNNING, State.FINISHED) and after not in (State.RUNNING, State.FINISHED):
-        yield f"R;{new};{_pairs({'queue': new.queue, 'comment': new.comment or None})}"
+        ended = old if old.end_time is not None else old.but(end_time=new.queue_time)
+        yield f"R;{new};{_pairs({**_accounted(old), **_accounted_end(ended)})}"
 
 
 def _accounted(job: Job) -> Dict[str, Any]:
@@ -1074,6 +1075,7 @@ def _accounted(job: Job) -> Dict[str, Any]:
     queued = job.queue_time if job.queue_time is not None else job.submit_time
     return {
         "user": job.owner.split("@")[0] or "-",
+        "group": "-",  # readers of such files look for it behind user
         "account": job.extra.get("Account"),
         "jobname": job.title,
         "queue": job.queue,
@@ -1082,7 +1084,7 @@ def _accounted(job: Job) -> Dict[str, Any]:
         "etime": _second(queued),
         "start": _second(job.start_time),
         "owner": job.owner or "-",
-        "exec_host": job.host + "/" + "+".join(map(str, range(job.ncpus))),
+        "exec_host": f"{job.host}/0" + (f"*{job.ncpus}" if job.ncpus > 1 else ""),
         "Resource_List.ncpus": job.ncpus,
         "Resource_List.walltime": jobrunner.format_duration(job.runtime) if job.runtime else None,
         "Resource_List.mem": f"{-(-job.memory // 1024)}kb" if job.memory else None,
@@ -1093,6 +1095,7 @@ def _accounted(job: Job) -> Dict[str, Any]:
 def _accounted_end(job: Job) -> Dict[str, Any]:
     walltime = (job.end_time or 0) - (job.start_time or 0)
     return {
+        "session": 0,
         "end": _second(job.end_time),
         "Exit_status": job.exit_status,
         "resources_used.cput": jobrunner.format_duration(job.cpu_time_used),
@@ -1111,7 +1114,12 @@ def _pairs(values: Dict[str, Any]) -> str:
     return " ".join(f"{key}={_accounting_value(value)}" for key, value in values.items() if value is not None)
 
 
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
 def _accounting_value(value: Any) -> str:
+    """A value as one word."""
     text = str(value)
     return text if re.match(r"[^\s;\"\x00-\x1f]+\Z", text) else json.dumps(text, ensure_ascii=False)
 
@@ -1679,10 +1687,12 @@ class Queue:
         if job.state in _READY_BY and job.lease:
             ready = self._moved(job, _READY_BY[job.state]) if _READY_BY[job.state] else job
             return self._moved(ready, "lease", host=host, comment="")
-        if job.status == "lost" and (job.end_time or 0) >= (
-            job.expiry or 0
-        ):  # by its lease's end, not by its client's word
-            return self._moved(job, "recover", status="", exit_status=None, end_time=None, comment="")
+        # lost by its lease's end, not by its client's word
+        if job.status == "lost" and job.expiry is not None and (job.end_time or 0) >= job.expiry:
+            moment = self.clock()
+            expiry = self._renewed(moment) if job.lease else round(moment + ORIGINAL_LEASE, 6)
+            again = dict(status="", exit_status=None, end_time=None, comment="", expiry=expiry)
+            return self._moved(job, "recover", **again)
         return job if job.state is State.RUNNING else None
 
     @staticmethod
@@ -2058,6 +2068,7 @@ class Queue:
         are decided now are acted upon."""
         arrays: Dict[int, None] = {}
         ids: Dict[str, None] = {}
+        texts: Dict[str, None] = {}
         for _, new in changes:
             if isinstance(new, ArraySpec):
                 arrays[new.number] = None
@@ -2065,20 +2076,17 @@ class Queue:
                 if job.state is State.HELD and job.depend:
                     ids[job.id] = None
                 elif job.state in (State.RUNNING, State.FINISHED):
-                    self._note_target(job, arrays, ids)
+                    if job.index is not None and _has_failed(job):
+                        arrays[job.number] = None
+                    for target in (str(job), f"{job.number}[]") if job.index is not None else (str(job),):
+                        texts.update(dict.fromkeys(self.awaited.get(target, ())))
+        for text in texts:
+            if self._verdict(text) is not None:
+                ids.update(self.awaited[text.partition(":")[2]][text])
         aborted = [change for number in arrays for change in self._fails_over_limit(self.arrays[number])]
         for job, _ in aborted:
             ids.pop(job.id, None)
         return aborted + self._judged_anew(list(ids))
-
-    def _note_target(self, job: Job, arrays: Dict[int, None], ids: Dict[str, None]) -> None:
-        """Collects what a job that has begun or ended may decide: its array, and those that wait for either."""
-        if job.index is not None and job.state is State.FINISHED:
-            arrays[job.number] = None
-        for target in (str(job), f"{job.number}[]") if job.index is not None else (str(job),):
-            for text, waiting in self.awaited.get(target, {}).items():
-                if self._verdict(text) is not None:
-                    ids.update(waiting)
 
     def _fails_over_limit(self, array: Array) -> Changes:
         """The end of all other subjobs of an array that has failed too often."""
@@ -2666,6 +2674,12 @@ def _is_over(thing: Union[Job, Array]) -> bool:
 
 def _limits(job: Job) -> List[int]:
     return [job.runtime, job.memory, job.cputime]
+
+
+def _has_failed(job: Job) -> bool:
+    """True of a job that ended badly by itself."""
+    good = job.status in ("finished", "deleted") or job.exit_status == EXIT_ABORTED
+    return job.state is State.FINISHED and not good
 
 
 def _limits_of(spec: ArraySpec) -> List[int]:

@@ -791,6 +791,9 @@ def test_every_step_of_a_job_is_one_accounting_record(lab):
     ]  # fmt: skip
     values = dict(pair.split("=", 1) for pair in lines[6].split(";", 2)[2].split(" "))
     assert (values["user"], values["queue"], values["jobname"], values["exec_host"]) == ("ann", "default", "run", "pc/0")
+    assert lines[9] == "A;3;afterok:2[1] can never be met: job 2[1] ended as deleted and never ran"
+    rerun = dict(pair.split("=", 1) for pair in lines[3].split(";", 2)[2].split(" "))
+    assert (rerun["exec_host"], rerun["start"], rerun["run_count"]) == ("pc/0", values["ctime"], "1")
     assert (values["Exit_status"], values["Resource_List.walltime"], values["resources_used.walltime"]) == ("271", "00:01:00", "00:00:30")
     assert (values["resources_used.cput"], values["resources_used.mem"]) == ("00:01:01", "3kb")
     assert int(values["end"]) - int(values["start"]) == 30 and values["ctime"] == str(int(lab.moment - 30))
