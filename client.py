@@ -16,11 +16,15 @@ Windows, which has no wait for other people's children.
 The spool (--spool):
     lock                      locked by the client that uses it
     client                    the id this client goes by, whatever its name
-    jobs/ID.RUN/log           here from before its process starts; a JSON line each: the job as it was leased and which
-                              keeper has it, the keeper's word of its process, why we are ending it if we are, and the
-                              keeper's word of its end
+    jobs/ID.RUN/log           here from before its process starts; a JSON line each: the job as it was leased, which
+                              keeper has it and what was made for it, the keeper's word of its process, the job again
+                              when its limits were altered, why we are ending it if we are, and the keeper's word of
+                              its end
+    jobs/ID.RUN/script-NAME   what it runs, if it is a script
     output/NAME.oNUMBER       what it prints (.e for errors), where the job names no file itself
     keepers/N.lock            locked by keeper N as long as it lives
+    nodes/N                   this host's name N times, a line each: the PBS_NODEFILE of jobs of N slots
+In the system's place for temporary files, jr-HASH/ has a folder for each run, its TMPDIR.
 
 Monitoring goes through ps / kill and tasklist / taskkill, one snapshot a round for all jobs.  Parsers and verdicts are
 pure functions.  Clocks: monotonic for limits and waiting, wall time only where it is shown.
@@ -28,7 +32,8 @@ pure functions.  Clocks: monotonic for limits and waiting, wall time only where 
 The keeper must stay small, so what it has no use for is imported where it is used: the keeper and the client together
 are to take no more than a program that nobody notices.
 
-Sections: what ps and tasklist print, process tools, verdicts, the keeper, the spool, a run, the wire, the agent, main.
+Sections: what ps and tasklist print, process tools, verdicts, the keeper, the spool, what a job is given, a run, the
+wire, the agent, main.
 """
 
 import argparse
@@ -357,13 +362,14 @@ class Backoff:
 class Keeper:
     """Starts jobs as it is told on standard input and says on standard output, and in their folders, how they end.
 
-    In:  {"Folder", "Params", "Env", "WorkDir", "StdOut", "StdErr"}   a line each
+    In:  {"Folder", "Params", "Env", "WorkDir", "StdOut", "StdErr"}   a line each; in Env, null: not to be there
     Out: {"Folder", "Pid"} when it runs;  {"Folder", "ExitStatus", "Comment", "EndTime"} when it is over
     Ends when its input has ended and no job is left.
     """
 
     def __init__(self) -> None:
         self.children: Dict[subprocess.Popen, Tuple[str, float]] = {}  # folder, monotonic start
+        self.environ = dict(os.environ)
 
     def start(self, order: Dict[str, Any]) -> Optional[subprocess.Popen]:
         try:
@@ -389,14 +395,15 @@ class Keeper:
 
     def _spawn(self, order: Dict[str, Any], out: Any, err: Any) -> Optional[subprocess.Popen]:
         params = order["Params"]
+        env = {name: text for name, text in {**self.environ, **order["Env"]}.items() if text is not None}
         try:
             return subprocess.Popen(
-                program(params, order["Env"]),
+                program(params, env),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
                 cwd=order["WorkDir"] or None,
-                env={**os.environ, **order["Env"]},
+                env=env,
                 **(WindowsTools if WINDOWS else LinuxTools).popen,
             )
         except OSError as error:
@@ -561,9 +568,10 @@ class Spool:
 
     def __init__(self, path: str):
         self.path = os.path.abspath(path)
-        self.jobs, self.output, self.keepers = (os.path.join(self.path, n) for n in ("jobs", "output", "keepers"))
+        folders = [os.path.join(self.path, name) for name in ("jobs", "output", "keepers", "nodes")]
+        self.jobs, self.output, self.keepers, self.nodes = folders
         try:
-            for folder in (self.jobs, self.output, self.keepers):
+            for folder in folders:
                 os.makedirs(folder, mode=0o700, exist_ok=True)
             self.lock = FileLock(os.path.join(self.path, "lock"))
             self.client = self._client_id()
@@ -587,27 +595,42 @@ class Spool:
                 file.write(known + "\n")
         return known
 
-    def make(self, job: Job, keeper: str) -> str:
-        """The folder of a run, with the job in it and the keeper that is to start it; raises OSError."""
+    def make(self, job: Job, notes: Dict[str, Any]) -> str:
+        """The folder of a run, with the job in its log and what else is to be known of the run; raises OSError."""
         folder = os.path.join(self.jobs, f"{_file_name(job.id)}.{job.run_count}")
         try:
             os.mkdir(folder, 0o700)
         except FileExistsError:  # a lease that was lost and given again
-            os.remove(os.path.join(folder, "log"))
-        note(folder, {"Job": job.to_record(), "Keeper": keeper})
+            self.remove(folder)
+            os.mkdir(folder, 0o700)
+        note(folder, {"Job": job.to_record(), **notes})
         return folder
 
-    def output_file(self, job: Job, letter: str) -> str:
-        """Where a job prints to that names no file itself: NAME.oNUMBER or NAME.eNUMBER."""
+    def output_file(self, job: Job, letter: str, folder: str = "") -> str:
+        """Where a job prints to that names no file, or no more than the folder: NAME.oNUMBER or NAME.eNUMBER."""
         number = str(job.number) if job.number else job.id[:8]
-        return os.path.join(self.output, f"{_file_name(job.title)}.{letter}{_file_name(number)}") + (
+        return os.path.join(folder or self.output, f"{_file_name(job.title)}.{letter}{_file_name(number)}") + (
             "" if job.index is None else f".{job.index}"
         )
 
+    def node_file(self, host: str, ncpus: int) -> str:
+        """A file with the host's name for each slot; the same for all jobs of so many, as making it costs more than
+        looking whether a job has spoiled it.  Raises OSError."""
+        path, lines = os.path.join(self.nodes, str(ncpus)), (sayable(host) + "\n").encode("utf-8", "replace") * ncpus
+        try:
+            spoiled = os.stat(path).st_size != len(lines)
+        except FileNotFoundError:
+            spoiled = True
+        if spoiled:
+            with open(path, "wb") as file:
+                file.write(lines)
+        return path
+
     def remove(self, folder: str) -> None:
-        """Forgets a run whose report is acknowledged; raises OSError."""
-        os.remove(os.path.join(folder, "log"))
-        os.rmdir(folder)
+        """Forgets a run whose report is acknowledged, with all that is in its folder; raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(folder, "log"))
+        remove_tree(folder)
 
     def keeper_lives(self, name: str) -> bool:
         """True if the keeper with that lock file still runs, and so will write down how its jobs end."""
@@ -630,15 +653,252 @@ def _file_name(text: str) -> str:
     return "_" + name if _RESERVED.match(name) else name
 
 
+def remove_tree(path: str) -> None:
+    """Removes a folder with all that is in it; raises OSError if something stays."""
+    try:
+        return os.rmdir(path)  # as a rule it is empty
+    except FileNotFoundError:
+        return
+    except OSError:
+        import shutil
+
+        shutil.rmtree(path, ignore_errors=True)
+    if os.path.lexists(path):
+        _make_removable(path)
+        shutil.rmtree(path)
+
+
+def _make_removable(path: str) -> None:
+    """What a job has made read-only is to go too: folders, and on Windows files as well."""
+    os.chmod(path, 0o700)
+    for folder, folders, files in os.walk(path):
+        for name in folders + (files if WINDOWS else []):
+            inner = os.path.join(folder, name)
+            if not os.path.islink(inner):  # where that leads is none of ours
+                os.chmod(inner, 0o700)
+
+
 def read_tail(path: str) -> str:
     """The last 64 KiB of an output as text that can be turned back into the same bytes; "" if there is none."""
     try:
+        if not os.path.isfile(path):
+            return ""  # /dev/null has nothing, and a pipe would keep us waiting
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - OUTPUT_TAIL))
             return file.read(OUTPUT_TAIL).decode("utf-8", "surrogateescape") if size else ""
     except (OSError, ValueError):
         return ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a job is given: its command, its environment, a folder for temporary files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def is_script(job: Job) -> bool:
+    return bool(job.script or job.script_name)
+
+
+def script_file(name: str) -> str:
+    """What a script is called in its run's folder; the end of it says on Windows what runs it."""
+    return "script-" + _file_name(name[-60:])
+
+
+def script_bytes(name: str, text: str, windows: bool = WINDOWS) -> bytes:
+    """A script as its system reads it; raises UnicodeEncodeError.
+
+    A file that comes from Windows, which its first line tells, has a carriage return at the end of each line that sh
+    would take for part of the last word, and may begin with a byte order mark.  cmd.exe misses labels where lines end
+    without one.  All else stays as it is, odd bytes too.
+    """
+    if windows and _kind(name) in BATCH:
+        text = re.sub("(?<!\r)\n", "\r\n", text)
+    elif not windows and text.partition("\n")[0].endswith("\r"):
+        text = text.replace("\r\n", "\n")
+    return (text if windows else text.lstrip("\ufeff")).encode("utf-8", "surrogateescape")
+
+
+BATCH = (".bat", ".cmd")
+
+
+def _kind(name: str) -> str:
+    return os.path.splitext(script_file(name))[1].lower()
+
+
+def hash_bang(text: str) -> List[str]:
+    """A script's #! line as Linux takes it: the program, and all that follows as one argument; [] = it has none."""
+    line = text.lstrip("\ufeff").partition("\n")[0]
+    return line[2:].strip().split(None, 1) if line.startswith("#!") else []
+
+
+def interpreter(job: Job) -> List[str]:
+    """What to put before the file of a script; raises BadRequest if nothing here runs it."""
+    words = [job.shell] if job.shell else hash_bang(job.script)
+    return _windows_interpreter(job, words) if WINDOWS else words or ["/bin/sh"]
+
+
+def _windows_interpreter(job: Job, words: List[str]) -> List[str]:
+    """Nothing for a batch file, which Windows itself gives to cmd.exe.  #! lines name programs by their places on
+    Linux: what counts is the name, found on the PATH."""
+    kind = _kind(job.script_name)
+    if kind in BATCH and (not job.shell or _is_program(job.shell, "cmd")):
+        return []
+    if kind == ".ps1" and not job.shell:
+        words = ["powershell"]
+    if words and _is_program(words[0], "env"):
+        words = " ".join(words[1:]).split()
+        if words[:1] == ["-S"]:
+            words = words[1:]
+    if not words:
+        raise BadRequest(
+            f"nothing on Windows runs the script {job.script_name!r}: it ends in none of .bat, .cmd and .ps1, has no "
+            "#! line, and names no shell (qsub -S)"
+        )
+    if _is_program(words[0], "cmd"):
+        raise BadRequest(f"cmd.exe runs no script {job.script_name!r}: its name must end in .bat or .cmd")
+    powershell = _is_program(words[0], "powershell|pwsh")
+    return [_on_path(words[0], job.env)] + words[1:] + (["-ExecutionPolicy", "Bypass", "-File"] if powershell else [])
+
+
+def _is_program(path: str, names: str) -> bool:
+    return bool(re.match(rf"(.*[/\\])?({names})(\.exe)?\Z", path, re.IGNORECASE))
+
+
+def _on_path(path: str, env: Dict[str, str]) -> str:
+    """A program of that name on Windows; raises BadRequest."""
+    import shutil
+
+    name = re.split(r"[/\\]", path)[-1]
+    names = [name if path.startswith("/") else path, name] + ["python"] * name.startswith("python")
+    for candidate in names:  # python.org's has no python3.exe
+        found = shutil.which(candidate, path=env.get("PATH"))
+        if found:
+            return found
+    raise BadRequest(f"the script needs {path}, and there is no {name} on this machine's PATH")
+
+
+def environment(job: Job, workdir: str, node_file: str, temp: str) -> Dict[str, Optional[str]]:
+    """What a job of our server's has in its environment beside the client's own; None = it must not be there, though
+    the client may have it, say because it runs in a job itself.  Its own Env does not change what PBS says of it, but
+    may name another place for temporary files.  Nothing here is secret."""
+    own = {name.upper(): text for name, text in job.env.items()} if WINDOWS else job.env
+    if not job.number:
+        return dict(own)
+    user, _, host = job.owner.partition("@")
+    ncpus, index = str(job.ncpus), "" if job.index is None else str(job.index)
+    pbs = {
+        "PBS_JOBID": str(job),
+        "PBS_JOBNAME": sayable(job.title),
+        "PBS_QUEUE": sayable(job.queue),
+        "PBS_ENVIRONMENT": "PBS_BATCH",
+        "PBS_O_WORKDIR": sayable(job.submit_dir),
+        "PBS_O_HOST": sayable(host),
+        "PBS_O_LOGNAME": sayable(user),
+        "PBS_JOBDIR": sayable(workdir),
+        "PBS_NODEFILE": node_file,
+        "PBS_NP": ncpus,
+        "NCPUS": ncpus,
+        "PBS_WALLTIME": str(job.runtime or ""),
+        "PBS_ARRAY_INDEX": index,
+        "PBS_ARRAYID": index,  # Torque's name for it
+        "PBS_ARRAY_ID": index and f"{job.number}[]",
+        "JOBRUNNER_RUN_COUNT": str(job.run_count),
+    }
+    places = dict.fromkeys(("TMPDIR", "TEMP", "TMP") if WINDOWS else ("TMPDIR",), temp) if temp else {}
+    return {**places, **own, **{name: text or None for name, text in pbs.items()}}
+
+
+def sayable(text: str) -> str:
+    """A text that a process can be given: question marks for what this system cannot say, half a surrogate pair say."""
+    try:
+        os.fsencode(text)
+        return text
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding()
+        return text.encode(encoding, "replace").decode(encoding)
+
+
+class TempFolders:
+    """A private folder for each run, all in one of this client's.
+
+    One that is given back empty, as most are, is not removed but renamed for a run to come: that takes 10 us, where
+    removing and making take 200 us on a disk.
+    """
+
+    def __init__(self, places: Iterable[str], name: str, most_spare: int):
+        self.most_spare = most_spare
+        self.spare: List[str] = []
+        self.path = next(filter(_own_folder, (os.path.join(place, name) for place in places)), "")
+
+    def take(self) -> str:
+        """A new folder; raises OSError."""
+        while self.spare:
+            with contextlib.suppress(IndexError):  # another thread was quicker
+                path = self.spare.pop()
+                if os.path.isdir(path):
+                    return path
+        path = self._new_name()
+        if not _own_folder(self.path):  # whatever clears up /tmp has taken it
+            raise OSError(f"{self.path} belongs to somebody else")
+        os.mkdir(path, 0o700)
+        return path
+
+    def give_back(self, path: str) -> None:
+        """The run is over and reported: its folder goes, with all that is in it; raises OSError."""
+        try:
+            if len(self.spare) < self.most_spare and not os.listdir(path):
+                os.chmod(path, 0o700)
+                spare = self._new_name()
+                os.rename(path, spare)
+                return self.spare.append(spare)
+        except OSError:
+            pass
+        remove_tree(path)
+
+    def _new_name(self) -> str:
+        return os.path.join(self.path, os.urandom(4).hex())
+
+    def sweep(self, needed: Iterable[str]) -> None:
+        """Removes what an earlier client has left here, but for the folders that are needed."""
+        with contextlib.suppress(OSError):
+            for path in {os.path.join(self.path, name) for name in os.listdir(self.path)} - set(needed):
+                with contextlib.suppress(OSError):
+                    remove_tree(path)
+
+    def close(self) -> None:
+        """Leaves nothing that no run needs."""
+        self.most_spare = 0
+        with contextlib.suppress(OSError):
+            while self.spare:
+                os.rmdir(self.spare.pop())
+            os.rmdir(self.path)
+
+
+def _own_folder(path: str) -> bool:
+    """True if the folder is there, or could be made, and is for us alone: in /tmp anybody may have been first."""
+    try:
+        os.mkdir(path, 0o700)
+        return True
+    except FileExistsError:
+        found = os.lstat(path)
+        return WINDOWS or (found.st_uid == os.geteuid() and found.st_mode & 0o170077 == 0o040000)
+    except OSError:
+        return False
+
+
+def temp_name(spool: Spool) -> str:
+    """A name for this client's folder among the temporary files of all: the same after a restart, another for a copy
+    of the spool, and short, for the sockets that some programs make there."""
+    import binascii
+
+    return f"jr-{binascii.crc32((spool.client + spool.path).encode('utf-8', 'replace')):08x}"
+
+
+def temp_places() -> List[str]:
+    """Where temporary files may go, best first.  (The module tempfile would take 2 MB.)"""
+    given = [os.environ[name] for name in ("TMPDIR", "TEMP", "TMP") if os.environ.get(name)]
+    return [os.path.abspath(place) for place in given + ([] if WINDOWS else ["/tmp", "/var/tmp"])]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -649,6 +909,8 @@ def read_tail(path: str) -> str:
 class Run:
     """One job that this client has been given and has not yet reported.
 
+    outputs      {"StdOut": path, "StdErr": path}
+    temp         its folder for temporary files; "" = none was made
     pid          0 until the keeper has started it
     began        s, monotonic: when its walltime began
     ending       the Status it is being ended with; "" = it is not
@@ -661,6 +923,8 @@ class Run:
     def __init__(self, job: Job, folder: str, clock: float):
         self.job = job
         self.folder = folder
+        self.outputs: Dict[str, str] = {}
+        self.temp = ""
         self.pid = 0
         self.began = clock
         self.adopted = False
@@ -695,14 +959,16 @@ class Run:
         }
 
 
-# What a run that we ended is reported as.
+EXIT_KILLED = EXIT_SIGNALLED + 9
+# What a run that we ended is reported as, whatever its process returned: one that saves its work at TERM and returns 0
+# has not done it, and on Windows a killed process just returns 1.
 ENDINGS = {
     "timeout": (EXIT_WALLTIME, "walltime of {0.runtime} s is over"),
     "dead": (EXIT_DEAD, "used no CPU time to speak of for too long"),
     "memory": (EXIT_MEMORY, "used more than {0.memory} bytes of memory"),
     "cputime": (EXIT_CPUTIME, "used more than {0.cputime} s of CPU time"),
-    "deleted": (None, "deleted while it ran"),
-    "released": (None, "given back: its client was stopped"),
+    "deleted": (EXIT_SIGNALLED + signal.SIGTERM, "deleted while it ran"),
+    "released": (EXIT_SIGNALLED + signal.SIGTERM, "given back: its client was stopped"),
 }
 
 
@@ -714,12 +980,11 @@ def end_report(run: Run, end: Dict[str, Any]) -> Dict[str, Any]:
         status = end["Status"]
     elif run.ending:
         status = run.ending
-        own_status, words = ENDINGS[status]
+        killed = run.killed or exit_status == EXIT_KILLED
+        exit_status, words = ENDINGS[status]
         comment = comment or words.format(run.job)
-        if own_status is not None:
-            exit_status = own_status
-        elif WINDOWS:  # there a killed process just returns 1
-            exit_status = EXIT_SIGNALLED + (9 if run.killed else 15)
+        if exit_status > EXIT_SIGNALLED and killed:
+            exit_status = EXIT_KILLED
     return {
         "ID": run.job.id,
         "Lease": run.job.lease,
@@ -741,7 +1006,7 @@ class Reply(NamedTuple):
     """What a request brought: jobs, signals, and whether the reports that went with it were taken."""
 
     jobs: List[Job]
-    signals: List[Dict[str, str]]
+    signals: List[Dict[str, Any]]
     reported: bool
 
 
@@ -793,7 +1058,7 @@ class OriginalWire:
             if report["Status"] in ("refused", "released"):
                 continue  # it knows no such report, and /finish would lose the job: when its lease ends it runs again
             kind = report["Status"] if report["Status"] in ("timeout", "dead") else "finish"
-            query = {"hostname": self.host, "configuration": _configuration(report["Job"])}
+            query = {"hostname": self.host, "configuration": _configuration(report["Run"].job)}
             self.api.call(f"/{kind}", query=query)
 
     def usage(self, run: Run, sample: Dict[str, Any]) -> None:
@@ -816,7 +1081,7 @@ def _grouped(reports: List[Dict[str, Any]]) -> Iterator[Tuple[str, List[Dict[str
 
 
 def _sent(report: Dict[str, Any]) -> Dict[str, Any]:
-    return {key: value for key, value in report.items() if key != "Job"}
+    return {key: value for key, value in report.items() if key != "Run"}
 
 
 def _configuration(job: Job) -> str:
@@ -852,6 +1117,7 @@ class Agent:
 
     def __init__(self, options: argparse.Namespace, api: ServerApi, spool: Spool, tools: Any, log: Any):
         self.options, self.api, self.spool, self.tools, self.log = options, api, spool, tools, log
+        self.temp = TempFolders(temp_places() + [spool.path], temp_name(spool), options.max_jobs)
         self.lock = threading.RLock()
         # who is to look again: waking all for each piece of news costs more than a short job
         self.poll_news, self.report_news, self.main_news = (threading.Condition(self.lock) for _ in range(3))
@@ -884,6 +1150,8 @@ class Agent:
             "Python": "%d.%d.%d" % sys.version_info[:3],
             "Cpus": os.cpu_count(),
         }
+        if options.queue:
+            self.node["Queues"] = options.queue
 
     # -- the whole
 
@@ -899,6 +1167,7 @@ class Agent:
             self._watch()
         if self.stopping:
             self._stop()
+        self.temp.close()
         return 0
 
     def stop(self, *_: Any) -> None:
@@ -1014,11 +1283,13 @@ class Agent:
             self.poll_at = self.clock()
             self.poll_news.notify()
 
-    def _running(self) -> List[Dict[str, str]]:
+    def _running(self) -> List[Dict[str, Any]]:
         """Every lease this client holds: what runs here, and what is over but not yet acknowledged."""
         entries = []
         for run in self.runs.values():
-            known = {"Signal": "delete"} if run.ending else {}  # once told is enough
+            known: Dict[str, Any] = {"Limits": [run.job.runtime, run.job.memory, run.job.cputime]}
+            if run.ending:
+                known["Signal"] = "delete"  # once told is enough
             entries.append({"ID": run.job.id, "Lease": run.job.lease, **known})
         for report in self.outbox.values():
             entries.append({"ID": report["ID"], "Lease": report["Lease"], "Signal": "delete"})
@@ -1043,15 +1314,32 @@ class Agent:
             self.poll_news.notify()
         self.log.warning("server.away error=%r again_in=%.1f running=%d", str(error), pause, len(self.runs))
 
-    def _obey(self, entry: Dict[str, str], named: List[Dict[str, str]]) -> None:
-        """Does what the server says of a run that the request has named; "delete" is all it says in this version."""
-        leases = [known["Lease"] for known in named if known["ID"] == entry.get("ID") and "Signal" not in known]
+    def _obey(self, entry: Dict[str, Any], named: List[Dict[str, Any]]) -> None:
+        """Does what the server says of a run that the request has named."""
+        known = [lease for lease in named if lease["ID"] == entry.get("ID")]
+        told = {lease["Lease"] for lease in known if "Signal" in lease}
         with self.lock:
             # of that very run: the job may have been given back and leased again meanwhile
+            leases = {lease["Lease"] for lease in known}
             runs = [run for run in self.runs.values() if run.job.id == entry.get("ID") and run.job.lease in leases]
         for run in runs:
-            if entry.get("Signal") == "delete":
+            if entry.get("Signal") == "alter":
+                self._alter(run, entry)
+            elif entry.get("Signal") == "delete" and run.job.lease not in told:
                 self._end(run, "deleted")
+
+    def _alter(self, run: Run, limits: Dict[str, Any]) -> None:
+        """The limits of a run are others from now on; its walltime still counts from its start."""
+        changes: Dict[str, Any] = {key: limits[key] for key in ("Runtime", "Memory", "CpuTime") if key in limits}
+        try:
+            with self.lock:
+                run.job = Job.from_record({**run.job.to_record(), **changes})
+                self.main_news.notify()
+            note(run.folder, {"Job": run.job.to_record()})
+        except (BadRequest, OSError) as error:
+            self.log.warning("job.alter job=%s error=%r", run.job, str(error))
+        self.log.info("job.alter job=%s walltime=%d mem=%d cput=%d", run.job, run.job.runtime, run.job.memory,
+                      run.job.cputime)  # fmt: skip
 
     # -- starting
 
@@ -1061,21 +1349,23 @@ class Agent:
             return self._never_ran(
                 job, "released", EXIT_NOT_STARTED, f"given back: the client on {self.options.hostname} was stopped"
             )
-        if not allowed(job.params, self.options.allow_prefix):
-            prefixes = " or ".join(repr(" ".join(prefix)) for prefix in self.options.allow_prefix)
-            words = f"{self.options.hostname} runs only what starts with {prefixes}"
+        prefixes = self.options.allow_prefix
+        if prefixes and (is_script(job) or not allowed(job.params, prefixes)):
+            words = " or ".join(repr(" ".join(prefix)) for prefix in prefixes)
+            words = f"{self.options.hostname} runs only what starts with {words}" + ", and no script" * is_script(job)
             return self._never_ran(job, "refused", EXIT_REFUSED, words)
+        run = Run(job, "", self.clock())
         try:
-            folder = self.spool.make(job, self.keeper_name)
-        except OSError as error:
-            return self._never_ran(
-                job, "failed", EXIT_NOT_STARTED, f"cannot make its folder in {self.spool.path}: {os_words(error)}"
-            )
-        run = Run(job, folder, self.clock())
+            order = json.dumps(self._prepare(run)).encode() + b"\n"
+        except (OSError, ValueError, BadRequest) as error:
+            self._unmake(run)
+            words = f"cannot start {job.title}: {error}"
+            if isinstance(error, OSError):
+                words = f"cannot make {error.filename or self.spool.path}, which it needs: {os_words(error)}"
+            return self._never_ran(job, "failed", EXIT_NOT_STARTED, words)
         run.watch = self._dead_watch(job)
         with self.lock:
-            self.runs[folder] = run
-            order = json.dumps(self._order(run)).encode() + b"\n"
+            self.runs[run.folder] = run
             try:
                 os.write(self.keeper.stdin.fileno(), order) if len(order) < 4096 else self._write_all(order)
             except OSError:
@@ -1089,14 +1379,48 @@ class Agent:
         while left:
             left = left[os.write(self.keeper.stdin.fileno(), left) :]
 
-    def _order(self, run: Run) -> Dict[str, Any]:
+    def _prepare(self, run: Run) -> Dict[str, Any]:
+        """Makes all that a run is to find, and the keeper's order; raises OSError, ValueError or BadRequest."""
         job = run.job
+        runner = interpreter(job) if is_script(job) else []
+        run.outputs = self._outputs(job)
+        if job.number and "TMPDIR" not in job.env:
+            run.temp = self.temp.take()
+        run.folder = self.spool.make(job, {"Keeper": self.keeper_name, "Temp": run.temp, **run.outputs})
+        params = job.params
+        if is_script(job):
+            path = os.path.join(run.folder, script_file(job.script_name))
+            with open(path, "wb") as file:
+                file.write(script_bytes(job.script_name, job.script))
+            params = runner + [path] + params[1:]
         workdir = os.path.abspath(job.workdir) if job.workdir else ""
-        paths = {
-            key: os.path.join(workdir or os.getcwd(), given) if given else self.spool.output_file(job, letter)
-            for key, given, letter in (("StdOut", job.stdout, "o"), ("StdErr", job.stderr, "e"))
-        }
-        return {"Folder": run.folder, "Params": job.params, "Env": job.env, "WorkDir": workdir, **paths}
+        nodes = self.spool.node_file(self.options.hostname, job.ncpus)
+        env = environment(job, workdir or os.getcwd(), nodes, run.temp)
+        return {"Folder": run.folder, "Params": params, "Env": env, "WorkDir": workdir, **run.outputs}
+
+    def _outputs(self, job: Job) -> Dict[str, str]:
+        """The files a job prints to, also where it names a folder alone, or wants both outputs in one."""
+        base, paths = os.path.abspath(job.workdir), {}
+        for key, given, letter in (("StdOut", job.stdout, "o"), ("StdErr", job.stderr, "e")):
+            path = os.path.join(base, given)
+            if given == "/dev/null":
+                paths[key] = os.devnull
+            elif given and not (given[-1] in ("/", os.sep) or os.path.isdir(path)):
+                paths[key] = path
+            else:
+                paths[key] = self.spool.output_file(job, letter, path if given else "")
+        if job.join:
+            paths = dict.fromkeys(paths, paths["StdOut" if job.join == "oe" else "StdErr"])
+        return paths
+
+    def _unmake(self, run: Run) -> None:
+        """Removes what a run has here beside its output."""
+        for path, remove in ((run.temp, self.temp.give_back), (run.folder, self.spool.remove)):
+            try:
+                if path:
+                    remove(path)
+            except OSError as error:
+                self.log.warning("spool.remove folder=%s error=%r", path, os_words(error))
 
     def _dead_watch(self, job: Job) -> Optional[DeadWatch]:
         if not self.options.dead_after:
@@ -1171,13 +1495,11 @@ class Agent:
             self._put_in_outbox(folder, run, end)
 
     def _put_in_outbox(self, folder: str, run: Run, end: Dict[str, Any]) -> None:
-        report = {**end_report(run, end), "Job": run.job}
-        if run.folder:
-            order = self._order(run)
-            for key, path in (("StdOutTail", order["StdOut"]), ("StdErrTail", order["StdErr"])):
-                tail = read_tail(path)
-                if tail:
-                    report[key] = tail
+        report = {**end_report(run, end), "Run": run}
+        if run.outputs:
+            out, err = run.outputs["StdOut"], run.outputs["StdErr"]
+            tails = {"StdOutTail": read_tail(out), "StdErrTail": read_tail(err) if err != out else ""}
+            report.update((key, tail) for key, tail in tails.items() if tail)
         with self.lock:
             self.runs.pop(folder, None)
             self.outbox[folder] = report
@@ -1290,8 +1612,12 @@ class Agent:
     def _adopt(self) -> None:
         """Takes over the runs in the spool: reports those that are over, watches the others."""
         processes: Optional[Dict[int, Process]] = None
+        needed = []
         for name in sorted(os.listdir(self.spool.jobs)):
             folder = os.path.join(self.spool.jobs, name)
+            if not os.path.exists(os.path.join(folder, "log")):
+                self._unmake(Run(Job([]), folder, 0))  # it was being made, or removed, when its client was ended
+                continue
             try:
                 notes = read_notes(folder)
                 job = Job.from_record(notes.get("Job") or {})
@@ -1300,10 +1626,15 @@ class Agent:
                 continue
             if notes.get("Refused"):
                 continue
+            needed.append(notes.get("Temp", ""))
             processes = self.tools.snapshot() if processes is None else processes
             self._adopt_run(Run(job, folder, self.clock()), notes, processes)
+        self.temp.sweep(needed)
 
     def _adopt_run(self, run: Run, notes: Dict[str, Any], processes: Optional[Dict[int, Process]]) -> None:
+        known = notes.keys() >= {"StdOut", "StdErr"}  # an older client's log has them not
+        run.outputs = {key: notes[key] for key in ("StdOut", "StdErr")} if known else self._outputs(run.job)
+        run.temp = notes.get("Temp", "")
         run.ending = notes.get("Ending", "")
         run.kill_at = self.clock() if run.ending else None
         run.pid, run.keeper, run.adopted = notes.get("Pid", 0), notes.get("Keeper", ""), True
@@ -1414,16 +1745,13 @@ class Agent:
             self._acknowledged(batch)
 
     def _acknowledged(self, batch: List[Tuple[str, Dict[str, Any]]], keep_folder: bool = False) -> None:
-        for folder, _ in batch:
-            try:
-                if keep_folder:
-                    note(folder, {"Refused": True})
-                else:
-                    self.spool.remove(folder)
-            except FileNotFoundError:
-                pass  # it was never begun, so it has none
-            except OSError as error:
-                self.log.warning("spool.remove folder=%s error=%r", folder, os_words(error))
+        for _, report in batch:
+            run = report["Run"]
+            if keep_folder and run.folder:
+                with contextlib.suppress(OSError):
+                    note(run.folder, {"Refused": True})
+                run.folder = ""  # left for a person
+            self._unmake(run)
         with self.lock:
             for folder, _ in batch:
                 self.outbox.pop(folder, None)
@@ -1448,6 +1776,8 @@ def arguments() -> argparse.ArgumentParser:
         type=jobrunner.argument(split_words),
         help="run only commands that start with these words, e.g. 'java -jar job.jar'; may be repeated")  # fmt: skip
     add("--workdir", "-workdir", metavar="DIR", help="where jobs run that name no directory (default: here)")
+    add("--queue", action="extend", default=[], metavar="NAME[,NAME]", type=jobrunner.argument(_queues),
+        help="run jobs of these queues only; may be repeated")  # fmt: skip
     add("--property", action="append", default=[], metavar="WORD", help="something jobs may require; may be repeated")
     add(
         "--spool", default="jobrunner-spool", metavar="DIR", help="what is known of the jobs here (default %(default)s)"
@@ -1473,6 +1803,12 @@ def arguments() -> argparse.ArgumentParser:
 def _server(text: str) -> str:
     jobrunner.server_url(text)
     return text
+
+
+def _queues(text: str) -> List[str]:
+    if "" in text.split(","):
+        raise BadRequest(f"{text!r} names no queue: leave --queue away for all of them")
+    return text.split(",")
 
 
 def _at_least_one(text: str) -> int:

@@ -20,8 +20,9 @@ client.py, a user's machine this file alone.  server.py and client.py import thi
 Units: durations are seconds, memory is bytes, CPU is percent of one core (times 100 where a sample is stored), moments
 are seconds since 1970 in UTC.  Conversion happens where a value enters or leaves, never in between.
 
-Sections: vocabulary, errors, units, the record, JSON, files and locks, the server's address and calls, what commands
-share, the commands, the run command, main.
+Sections: vocabulary, errors, units, the record, JSON, files and locks, the server's address and calls, what the three
+programs share, what qsub's options mean, qsub's command line, what qmgr understands, listings, what the commands share,
+the commands, the run command, main.
 """
 
 import argparse
@@ -34,7 +35,7 @@ import sys
 import time
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 VERSION = "0.1.0"
 WINDOWS = os.name == "nt"
@@ -290,6 +291,7 @@ def _parse_second(text: str) -> float:
 
 MAX_RUNTIME = 10 * 365 * 86400
 MAX_SAMPLES = 256
+MAX_SUBJOBS = 1000000  # of an array
 
 
 class Field(NamedTuple):
@@ -554,6 +556,26 @@ class Job:
         return record
 
     @classmethod
+    def from_stored(cls, record: Dict[str, Any]) -> "Job":
+        """As `from_record`, for records that mostly came from `to_record`, a million at a time: what each of those has is
+        looked at here, one after the other, and only the rest of a record, or one that is not like that, there."""
+        try:
+            job = cls.__new__(cls)
+            job.id, job.params, job.runtime, job.number = id_, params, runtime, number = (
+                record["ID"], list(map(sys.intern, record["Params"])), record["Runtime"], record["Number"],
+            )  # fmt: skip
+            job.state, job.submit_time = _STATE_OF_LETTER[record["State"]], parse_time(record["SubmitTime"])
+            sound = type(record["Params"]) is list and params[0] and "\0" not in "".join(params)
+            sound = sound and type(id_) is str and type(number) is int and "\0" not in id_
+            if not (sound and type(runtime) is int and 0 <= runtime <= MAX_RUNTIME):
+                return cls.from_record(record)
+        except (KeyError, TypeError, IndexError, BadRequest):
+            return cls.from_record(record)
+        if len(record) > len(_SLOT_KEYS):
+            job._take({key: value for key, value in record.items() if key not in _SLOT_KEYS}, False)
+        return job
+
+    @classmethod
     def from_record(cls, record: Dict[str, Any], submitted: bool = False) -> "Job":
         """The job in a JSON object, keys in any letter case, unknown keys kept; raises BadRequest.
 
@@ -562,23 +584,28 @@ class Job:
         if not isinstance(record, dict):
             raise BadRequest(f"a job is a JSON object with Params, not {_kind(record)}")
         job = cls([])
+        job._take(record, submitted)
+        if not job.params:
+            raise BadRequest('the job has no Params: give the program and its arguments, as in "Params":["hostname"]')
+        return job
+
+    def _take(self, record: Dict[str, Any], submitted: bool) -> None:
+        """Sets what a record says; raises BadRequest."""
         for key, value in record.items():
             reader = _READERS.get(key) or _READERS_BY_LOWER_KEY.get(key.lower())
             if reader is None:
-                job.extra = {**job.extra, key: value}
+                self.extra = {**self.extra, key: value}
                 continue
             name, key, check, default, by_submitter = reader
             if value is not None and (by_submitter or not submitted):
                 value = check(key, value)
                 if value != default:
-                    setattr(job, name, value)
-        if not job.params:
-            raise BadRequest('the job has no Params: give the program and its arguments, as in "Params":["hostname"]')
-        return job
+                    setattr(self, name, value)
 
 
 _SLOTS = Job.__slots__[:-1]
 _SLOT_NAMES = frozenset(_SLOTS)
+_SLOT_KEYS = frozenset(field.key for field in FIELDS if field.name in _SLOT_NAMES)
 
 
 def _kind(value: Any) -> str:
@@ -1059,32 +1086,6 @@ def start_log(level: str) -> None:
     )
 
 
-def parse_resources(text: str) -> Dict[str, Any]:
-    """What `-l walltime=1:00:00,mem=4gb,cput=10:00,ncpus=2` puts into a record; raises BadRequest."""
-    record: Dict[str, Any] = {}
-    for word in text.split(","):
-        name, _, value = word.partition("=")
-        if name not in RESOURCES or not value:
-            raise BadRequest(f"-l {word}: the resources are {', '.join(f'{known}=' for known in RESOURCES)}")
-        key, parse = RESOURCES[name]
-        record[key] = parse(value)
-    return record
-
-
-def _parse_count(text: str) -> int:
-    if not re.match(r"[1-9]\d{0,8}\Z", text, re.ASCII):
-        raise BadRequest(f"{text!r} is not a number, 1 or more")
-    return int(text)
-
-
-RESOURCES: Dict[str, Tuple[str, Callable[[str], int]]] = {
-    "walltime": ("Runtime", parse_duration),
-    "mem": ("Memory", parse_size),
-    "cput": ("CpuTime", parse_duration),
-    "ncpus": ("Ncpus", _parse_count),
-}
-
-
 def owner() -> str:
     """user@host of whoever runs this."""
     import getpass
@@ -1097,19 +1098,606 @@ def owner() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def _all_jobs(api: ServerApi, **query: Any) -> Iterator[Dict[str, Any]]:
-    """Every job that /jobs finds, page by page."""
-    offset = 0
-    while True:
-        page = api.call("/jobs", query={**query, "offset": offset})["Jobs"]
-        yield from page
-        if not page or len(page) < 10000:
+def _parse_count(text: str) -> int:
+    if not re.match(r"[1-9]\d{0,8}\Z", text, re.ASCII):
+        raise BadRequest(f"{text!r} is not a number, 1 or more")
+    return int(text)
+
+
+def _parse_limit(text: str) -> int:
+    return 0 if text == "0" else _parse_count(text)
+
+
+def _parse_bool(text: str) -> bool:
+    """Yes or no, in any of the ways PBS takes; raises BadRequest."""
+    if text.lower() in ("y", "yes", "t", "true", "1"):
+        return True
+    if text.lower() in ("n", "no", "f", "false", "0"):
+        return False
+    raise BadRequest(f"{text!r} is neither yes nor no: write y or n, true or false")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What qsub's options mean: resources, variables, dependencies, arrays, times.  Text in, keys of the record out
+# ---------------------------------------------------------------------------------------------------------------------
+
+Record = Dict[str, Any]
+_WORD = re.compile(r"[A-Za-z_][\w.-]*\Z", re.ASCII)
+
+
+def merged(record: Record, more: Record) -> Record:
+    """The record with `more` in it: variables are set one by one, properties come together (but one host stands for
+    another), anything else replaces what was there."""
+    both = {**record, **more}
+    for key, value in more.items():
+        old = record.get(key)
+        if old and key == "Requires":
+            hosts = any(word.startswith("host=") for word in value)
+            kept = [word for word in old if word not in value and not (hosts and word.startswith("host="))]
+            both[key] = kept + value
+        elif old and isinstance(value, dict):
+            both[key] = {**old, **value}
+    return both
+
+
+def _named(name: str, parse: Callable[[str], Any], value: str) -> Any:
+    """parse(value); raises BadRequest that says of what the value was."""
+    try:
+        return parse(value)
+    except BadRequest as error:
+        raise BadRequest(f"{name}: {error}") from None
+
+
+def parse_resources(text: str) -> Record:
+    """What `-l walltime=1:00:00,mem=4gb,ncpus=2,java17` puts into a record; raises BadRequest."""
+    return _parse_resources(text.split(","))
+
+
+def _parse_resources(words: List[str]) -> Record:
+    record: Record = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name in RESOURCES and value:
+            record = merged(record, _named(name, RESOURCES[name], value))
+        elif name not in RESOURCES and _WORD.match(name) and value.lower() in ("", "true") and word[-1:] != "=":
+            record = merged(record, {"Requires": [name]})
+        else:
+            known = ", ".join(f"{known}=" for known in RESOURCES if known not in _CHUNK_ONLY)
+            raise BadRequest(f"there is no {word or 'empty resource'!r}: there are {known} and clients' properties")
+    return record
+
+
+def _parse_one_node(text: str) -> Record:
+    """`1:ncpus=2:mem=1gb`, what follows select= (PBS Pro) or nodes= (Torque)."""
+    count, *words = text.split(":")
+    number = re.match(r"\d+\Z", count, re.ASCII)
+    if "+" in text or (number and int(count) != 1):
+        raise BadRequest(f"{text!r} is not one node, and a job here runs on one: write 1:ncpus=8")
+    if not number:  # then it is 1, and what stands here is the node's name, or a resource
+        words.insert(0, count if "=" in count else f"host={count}")
+    return _parse_resources(words)
+
+
+# What stands in PBS's chunks (select=) and Torque's nodes (nodes=) only, and there may say what is so here anyhow.
+_CHUNK_ONLY = ("ppn", "vnode", "mpiprocs", "ompthreads")
+RESOURCES: Dict[str, Callable[[str], Record]] = {
+    "walltime": lambda text: {"Runtime": parse_duration(text)},
+    "mem": lambda text: {"Memory": parse_size(text)},
+    "cput": lambda text: {"CpuTime": parse_duration(text)},
+    "ncpus": lambda text: {"Ncpus": _parse_count(text)},
+    "procs": lambda text: {"Ncpus": _parse_count(text)},
+    "host": lambda text: {"Requires": [f"host={text}"]},
+    "select": _parse_one_node,
+    "nodes": _parse_one_node,
+    "place": lambda text: {"Place": text},
+    "ppn": lambda text: {"Ncpus": _parse_count(text)},
+    "vnode": lambda text: {"Requires": [f"host={text}"]},
+    "mpiprocs": lambda text: {},
+    "ompthreads": lambda text: {},
+}
+
+
+_PIECE = re.compile(r"""([^=,"']*=)?(?:"([^"]*)"|'([^']*)'|((?:\\,|[^,])*))(?:,|\Z)""")
+
+
+def split_quoted(text: str) -> List[str]:
+    r"""The pieces between commas.  A piece, or what stands after its `=`, may be in quotes, which go; commas within are
+    data, and so is `\,`.  Any other quote, backslash or brace is data: `A=C:\x,B="1,2"` are `A=C:\x` and `B=1,2`."""
+    pieces, at = [], 0
+    while at < len(text):
+        found = _PIECE.match(text, at)
+        start, double, single, plain = found.groups()  # type: ignore[union-attr]  # the last of the three fits anything
+        value = next(value for value in (double, single, (plain or "").replace("\\,", ",")) if value is not None)
+        pieces.append((start or "") + value)
+        at = found.end()  # type: ignore[union-attr]
+    return pieces
+
+
+def parse_variables(text: str, environ: Optional[Dict[str, str]] = None) -> Dict[str, str]:
+    """The variables in `A=1,B="x,y",C`; one without a value has the caller's; raises BadRequest."""
+    caller = os.environ if environ is None else environ
+    variables = {}
+    for piece in split_quoted(text):
+        name, equals, value = piece.strip().partition("=")
+        if not name or re.search(r"[\s\"']", name):
+            raise BadRequest(
+                f"{name or piece!r} is not a variable's name: put quotes around a value with commas, as in A='1,2'"
+            )
+        if not equals and name not in caller:
+            raise BadRequest(f"there is no variable {name} here whose value the job could have: write {name}=VALUE")
+        variables[name] = value if equals else caller[name]
+    return variables
+
+
+def parse_attributes(text: str) -> Record:
+    """What `-W depend=afterok:17,afterany:18,block=true` puts into a record; raises BadRequest."""
+    record: Record = {}
+    words: List[str] = []
+    for piece in split_quoted(text):
+        if "=" in piece or not words:
+            words.append(piece)
+        else:
+            words[-1] += "," + piece  # `,` also stands between dependencies
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name not in ATTRIBUTES or not equals:
+            raise BadRequest(f"there is no {word!r}: there are {', '.join(f'{known}=' for known in ATTRIBUTES)}")
+        record.update(_named(name, ATTRIBUTES[name], value))
+    return record
+
+
+DEPENDENCIES = ("after", "afterok", "afternotok", "afterany")
+
+
+def parse_depend(text: str) -> List[str]:
+    """[`afterok:17`, `afterok:18`, `afterany:19[]`] of `afterok:17:18,afterany:19[]`, as Torque writes it too
+    (`afteranyarray:19[]`); nothing, or `none`, are none; raises BadRequest."""
+    found: List[str] = []
+    for word in [] if text in ("", "none") else text.split(","):
+        kind, *targets = word.split(":")
+        kind = kind[: -len("array")] if kind.endswith("array") else kind
+        if kind not in DEPENDENCIES or not targets or not all(targets):
+            raise BadRequest(f"{word!r} is no dependency: write afterok:17, with {', '.join(DEPENDENCIES)}")
+        found += [f"{kind}:{target}" for target in targets]
+    return found
+
+
+# What -W takes.  `block` is for qsub itself; the last two are kept in the record, and mean nothing here.
+ATTRIBUTES: Dict[str, Callable[[str], Record]] = {
+    "depend": lambda text: {"Depend": parse_depend(text)},
+    "block": lambda text: {"block": _parse_bool(text)},
+    "retry": lambda text: {"Retries": _parse_limit(text)},
+    "max_fails": lambda text: {"MaxFails": _parse_limit(text)},
+    "max_run_subjobs": lambda text: {"MaxRunSubjobs": _parse_limit(text)},
+    "umask": lambda text: {"Umask": text},
+    "group_list": lambda text: {"GroupList": text},
+}
+
+
+def parse_array(text: str) -> Record:
+    """What `1-100:2%10` (PBS) or `1,10,50-100%5` (Torque) puts into a record; raises BadRequest."""
+    indices, percent, most = text.partition("%")
+    parse_ranges(indices)
+    return {"Array": indices, **({"MaxRunSubjobs": _parse_count(most)} if percent else {})}
+
+
+def parse_ranges(text: str) -> List[range]:
+    """The ranges of indices in `1-100:2` or `1,10,50-100`; raises BadRequest."""
+    found = []
+    for word in text.split(","):
+        numbers = re.match(r"(\d{1,9})(?:-(\d{1,9})(?::([1-9]\d{0,8}))?)?\Z", word, re.ASCII)
+        indices = range(0)
+        if numbers:
+            indices = range(int(numbers[1]), int(numbers[2] or numbers[1]) + 1, int(numbers[3] or 1))
+        if not indices:
+            raise BadRequest(f"{text!r} are no indices: write 1-100, 1-100:2 or 1,10,50-100, and %10 for 10 at a time")
+        found.append(indices)
+    return found
+
+
+def parse_sweep(text: str) -> Record:
+    """One name of a sweep, `alpha=0.1,0.2`, and its values; raises BadRequest."""
+    name, equals, values = text.partition("=")
+    if not equals or not re.match(r"[A-Za-z_]\w*\Z", name, re.ASCII):
+        raise BadRequest(f"{text!r} is nothing to sweep over: write a name and its values, as in alpha=0.1,0.2")
+    return {"sweep": {name: split_quoted(values) or [""]}}
+
+
+def sweep_items(values: Dict[str, List[str]]) -> List[Dict[str, str]]:
+    """An item for each combination of the values, in order: the first name changes most slowly; raises BadRequest."""
+    import itertools
+
+    count = 1
+    for texts in values.values():
+        count *= len(texts)
+    if count > MAX_SUBJOBS:
+        raise BadRequest(f"--sweep has {count} combinations: an array has {MAX_SUBJOBS} subjobs at most")
+    return [dict(zip(values, texts)) for texts in itertools.product(*values.values())]
+
+
+def parse_start(text: str, moment: Optional[float] = None) -> str:
+    """When a job is to start, for its record: PBS's `[[[[CC]YY]MM]DD]hhmm[.SS]` in local time, of what is left out the
+    next that fits after `moment` (default: now); or as a record has it, 2026-11-23T17:27:00Z.  Raises BadRequest."""
+    words = re.match(r"((?:\d\d){2,6})(?:\.(\d\d))?\Z", text, re.ASCII)
+    if not words:
+        return format_time(parse_time(text))
+    digits, second = words.group(1).rjust(12), int(words.group(2) or 0)
+    moment = time.time() if moment is None else moment
+    year = digits[:4].strip() if digits[:2].strip() else digits[2:4].strip() and "20" + digits[2:4]
+    month, day, hour, minute = (int(digits[at : at + 2].strip() or 0) for at in (4, 6, 8, 10))
+    for y, m, d in _dates(datetime.fromtimestamp(moment), int(year or 0), month, day):
+        try:
+            start = datetime(y, m, d, hour, minute, second).timestamp()
+        except (ValueError, OverflowError, OSError):
+            continue
+        if year or start >= moment:
+            return format_time(start)
+    raise BadRequest(f"{text!r} is not a time: write [[[[CC]YY]MM]DD]hhmm[.SS], or 2026-11-23T17:27:00Z")
+
+
+def _dates(today: datetime, year: int, month: int, day: int) -> Iterator[Tuple[int, int, int]]:
+    """The dates that may be meant, the nearest first; 0 = left out."""
+    if year:
+        yield year, month, day
+    elif month:
+        yield from ((today.year + years, month, day) for years in range(9))
+    elif day:
+        for months in range(today.month - 1, today.month + 12):
+            yield today.year + months // 12, months % 12 + 1, day
+    else:
+        for date in (today, today + timedelta(days=1)):
+            yield date.year, date.month, date.day
+
+
+def _parse_path(text: str) -> str:
+    if re.match(r"[\w.-]{2,}:", text):
+        raise BadRequest(f"{text!r} names a host, and outputs stay where the job runs: give the path there")
+    return text
+
+
+def _parse_priority(text: str) -> int:
+    if not re.match(r"[+-]?\d{1,9}\Z", text, re.ASCII):
+        raise BadRequest(f"{text!r} is not a whole number, -1024 to 1023")
+    return _CHECKS["priority"]("the priority", int(text))
+
+
+def _parse_join(text: str) -> str:
+    if text not in ("oe", "eo", "n"):
+        raise BadRequest(f"{text!r} joins nothing: write oe (errors into the output), eo, or n")
+    return text
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# qsub's command line: one table for its options, for #PBS lines and for qalter
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Option(NamedTuple):
+    """An option that puts something into a job's record.
+
+    flag    text   `-N` or `--sweep`
+    value   text   what follows it, for --help; "" = nothing does
+    parse   text -> Record; keys that begin small are for the command itself, and are not sent
+    alters  bool   qalter takes it too
+    help    text
+    many    bool   more words of the same shape, NAME=..., may follow
+    """
+
+    flag: str
+    value: str
+    parse: Callable[[str], Record]
+    alters: bool
+    help: str
+    many: bool = False
+
+
+def _key(key: str, parse: Callable[[str], Any] = str) -> Callable[[str], Record]:
+    return lambda text: {key: parse(text)}
+
+
+# In qsub's own words and in #PBS lines.
+OPTIONS = (
+    Option("-N", "NAME", _key("Name"), True, "the job's name (default: its program's or script's)"),
+    Option("-q", "QUEUE", _key("Queue"), False, "the queue (default: default)"),
+    Option("-p", "PRIORITY", _key("Priority", _parse_priority), True, "-1024 to 1023, higher first (default: 0)"),
+    Option("-l", "RESOURCES", parse_resources, True, "limits and needs: walltime=1:00:00,mem=4gb,cput=30m,ncpus=2,"
+           "host=NAME, a client's property; PBS's select=1:ncpus=2 and Torque's nodes=1:ppn=2; may be repeated"),
+    Option("-a", "TIME", _key("StartAfter", parse_start), True, "not before: [[[[CC]YY]MM]DD]hhmm[.SS] or RFC 3339"),
+    Option("-h", "", _key("Hold", bool), False, "add it held; qrls lets it run"),
+    Option("-r", "y|n", _key("Rerunable", _parse_bool), True, "may it run again when its client is lost (default: y)"),
+    Option("-v", "A=1,B", _key("Env", parse_variables), True, "variables of the job; B: with the value it has here"),
+    Option("-V", "", _key("environ", bool), False, "all variables there are here"),
+    Option("-d", "FOLDER", _key("WorkDir"), True, "the folder to run in, on the client"),
+    Option("-o", "PATH", _key("StdOut", _parse_path), True, "where its output goes, on the client"),
+    Option("-e", "PATH", _key("StdErr", _parse_path), True, "where its errors go, on the client"),
+    Option("-j", "oe|eo|n", _key("Join", _parse_join), True, "oe: errors go where the output goes; eo: the other way"),
+    Option("-J", "1-100[:2][%10]", parse_array, False, "an array: a job for each index, 10 at a time"),
+    Option("-t", "1,5-9[%10]", parse_array, False, "an array, as Torque writes it"),
+    Option("--each-line", "FILE", _key("each_line"), False, "an array: a job for each line, which is {item}; -: stdin"),
+    Option("--sweep", "A=1,2", parse_sweep, False, "an array: a job for each combination; {A} is its value. More "
+           "names may follow", many=True),
+    Option("-W", "ATTRIBUTES", parse_attributes, True, "depend=afterok:17, block=true (wait, and exit with its "
+           "status), retry=N, max_fails=N, max_run_subjobs=N"),
+    Option("-S", "SHELL", _key("Shell"), True, "what runs the script (default: its #! line, or /bin/sh)"),
+    Option("-A", "ACCOUNT", _key("Account"), True, "kept in the record"),
+    Option("-P", "PROJECT", _key("Project"), False, "kept in the record"),
+    Option("-m", "POINTS", _key("MailPoints"), True, "kept in the record: no mail is sent"),
+    Option("-M", "USERS", _key("MailUsers"), True, "kept in the record"),
+    Option("-k", "FILES", _key("KeepFiles"), False, "kept in the record: outputs always stay on the client"),
+    Option("-c", "WHEN", _key("Checkpoint"), False, "kept in the record"),
+    Option("-n", "", _key("Exclusive", bool), False, "kept in the record"),
+)  # fmt: skip
+_CONNECTION = (
+    Option("--server", "HOST[:PORT]", _key("server", server_url), True, "the server, or its URL (default: "
+           "$JOBRUNNER_SERVER, or http://localhost:8088)"),
+    Option("--proxy", "URL", _key("proxy"), True, "a proxy to go through (default: none)"),
+    Option("--help", "", _key("help", bool), True, "this"),
+)  # fmt: skip
+QSUB_OPTIONS = (
+    *OPTIONS,
+    Option("-C", "PREFIX", _key("prefix"), False, "what a script's lines with options begin with (default: #PBS)"),
+    Option("-z", "", _key("quiet", bool), False, "do not print the number"),
+    Option("--file", "FILE", _key("file"), False, "submit many: a JSON list or JSON Lines, one job each; -: stdin"),
+    *_CONNECTION,
+)
+# Which jobs, for all commands that change some: name of the option, key of Select, help.
+SELECTIONS = (
+    ("name", "Name", "jobs of this name"),
+    ("status", "Status", "jobs that ended so: failed, timeout, ..."),
+    ("state", "State", "jobs in these states: Q, H, W, R, F"),
+    ("queue", "Queue", "jobs in this queue"),
+    ("host", "Host", "jobs that run, or last ran, there"),
+    ("owner", "Owner", "jobs of this user, or user@host"),
+)
+QALTER_OPTIONS = (
+    *(option for option in OPTIONS if option.alters),
+    *(Option(f"--{n}", n.upper(), lambda text, key=key: {"select": {key: text}}, True, h) for n, key, h in SELECTIONS),
+    *_CONNECTION,
+)
+# What PBS has and cannot be here.
+_IMPOSSIBLE = {"-I": "a job has no terminal", "-X": "a job has no screen"}
+
+
+def read_options(
+    words: List[str], options: Iterable[Option], record: Optional[Record] = None
+) -> Tuple[Record, List[str]]:
+    """(what the options put into the record, the words from the first one on that is none); raises WrongUsage.
+
+    As getopt reads them: `-N x`, `-Nx`, `-hV`, `--file x`, `--file=x`; and, as PSI/J writes it, `-N=x`.
+    """
+    known, record, words = {option.flag: option for option in options}, dict(record or {}), list(words)
+    while words and words[0].startswith("-") and words[0] not in ("-", "--"):
+        word = words.pop(0)
+        flag, attached = (word[:2], word[2:]) if word[1] != "-" else word.partition("=")[::2]
+        option = known.get(flag)
+        if option is None:
+            raise WrongUsage(f"there is no option {flag}" + (f": {_IMPOSSIBLE[flag]}" if flag in _IMPOSSIBLE else ""))
+        if not option.value:
+            words[:0] = [f"-{attached}"] if attached else []
+            value = "y"
+        elif attached or "=" in word:
+            value = attached[1:] if attached.startswith("=") else attached
+        elif words:
+            value = words.pop(0)
+        else:
+            raise WrongUsage(f"{flag} needs a value: {flag} {option.value}")
+        record = merged(record, _parsed(option, value))
+        while option.many and words and re.match(r"[A-Za-z_]\w*=", words[0]):
+            record = merged(record, _parsed(option, words.pop(0)))
+    return record, words
+
+
+def _parsed(option: Option, value: str) -> Record:
+    try:
+        return option.parse(value)
+    except BadRequest as error:
+        raise WrongUsage(f"{option.flag}: {error}") from None
+
+
+# What may stand before a script's first command; #PBS lines after it are no options, as in PBS.  Batch files have
+# comments of their own, and their options in them.
+_COMMENT = re.compile(r"\s*(#|:|@?rem\b|@?echo\s+off\s*$|$)", re.IGNORECASE)
+_BATCH_COMMENT = re.compile(r"\s*(@?rem\s+|::\s*)", re.IGNORECASE)
+
+
+def script_lines(text: str, prefix: str = "#PBS") -> Iterator[Tuple[int, List[str]]]:
+    """(number of the line, its words) for each line of a script that holds options; raises BadRequest.
+
+    `#PBS -N "my job"  # a comment`; in a batch file `REM PBS` or `::PBS`.
+    """
+    for at, line in enumerate(text.lstrip("\ufeff").split("\n"), 1):
+        if not _COMMENT.match(line):
             return
-        offset += len(page)
+        line = _BATCH_COMMENT.sub("#", line.rstrip("\r"))
+        if line.startswith(prefix) and line[len(prefix) : len(prefix) + 1] in ("", " ", "\t"):
+            yield at, _directive_words(line[len(prefix) :], at)
 
 
-def _job(api: ServerApi, name: str) -> Dict[str, Any]:
-    return api.call("/job", query={"id": name})
+def _directive_words(text: str, at: int) -> List[str]:
+    """The words of a line with options, quotes taken off; backslashes are data, for the paths of Windows."""
+    import shlex
+
+    lexer = shlex.shlex(text, posix=True)
+    lexer.whitespace_split, lexer.escape, lexer.commenters = True, "", ""
+    try:
+        words = list(lexer)
+    except ValueError:
+        raise BadRequest(f"line {at}: a quote is opened and not closed") from None
+    comment = next((place for place, word in enumerate(words) if word.startswith("#")), len(words))
+    return words[:comment]
+
+
+def script_options(text: str, prefix: str = "#PBS") -> Record:
+    """What the options in a script put into the record; raises BadRequest naming the line."""
+    record: Record = {}
+    for at, words in script_lines(text, prefix):
+        try:
+            record, left = read_options(words, OPTIONS, record)
+        except WrongUsage as error:
+            raise BadRequest(f"line {at}: {error}") from None
+        if left:
+            raise BadRequest(f"line {at}: {left[0]!r} is no option: put a value with blanks into quotes")
+    return record
+
+
+def read_script(path: str) -> Tuple[str, str]:
+    """(name, text) of a script; `-` is standard input.  Raises WrongUsage."""
+    if path == "-":
+        if sys.stdin.isatty():
+            print("jobrunner: type the script; Ctrl-D ends it (Windows: Ctrl-Z and Return)", file=sys.stderr)
+        name, data = "STDIN", sys.stdin.buffer.read()
+        if not data:
+            raise WrongUsage("nothing to run: name a script, or put a command after --, as in: "
+                             "qsub -l walltime=1:00:00 -- java -jar job.jar 169")  # fmt: skip
+    else:
+        name = os.path.basename(path)
+        try:
+            data = read_file(path)
+        except JobrunnerError as error:
+            raise WrongUsage(
+                f"{error}; if it is a command and no script, put it after --: qsub -- {path} ..."
+            ) from None
+    if b"\0" in data:
+        raise WrongUsage(f"{path} is no text in UTF-8; if it is a program, put it after --: qsub -- {path} ...")
+    return name, data.decode("utf-8", "surrogateescape")
+
+
+def read_lines(path: str) -> List[str]:
+    """The lines of a file (`-`: standard input) that are not blank."""
+    data = sys.stdin.buffer.read() if path == "-" else read_file(path)
+    lines = data.decode("utf-8-sig", "surrogateescape").split("\n")
+    return [line.rstrip("\r") for line in lines if line.strip()]
+
+
+def with_items(given: Record) -> Record:
+    """What was given, its -V, --each-line and --sweep carried out; raises WrongUsage."""
+    given = dict(given)
+    if given.pop("environ", False):
+        caller = {name: value for name, value in os.environ.items() if name and "=" not in name}
+        given["Env"] = {**caller, **given.get("Env", {})}
+    lines, sweep = given.pop("each_line", None), given.pop("sweep", None)
+    if lines is not None and sweep:
+        raise WrongUsage("--each-line and --sweep are two arrays: give one of them")
+    if lines is not None or sweep:
+        given["Items"] = read_lines(lines) if lines is not None else sweep_items(sweep)
+        if not given["Items"]:
+            raise WrongUsage(f"--each-line: there is no line in {lines} to make a job of")
+    limits = {"MaxRunSubjobs": "max_run_subjobs", "MaxFails": "max_fails"}
+    for key in limits if not {"Array", "Items"} & set(given) else ():
+        if key in given:
+            raise WrongUsage(f"{limits[key]} is for arrays, and this is none: give -J, -t, --each-line or --sweep too")
+    return given
+
+
+def sent(given: Record) -> Record:
+    """The keys that are for the server; those that begin small are for the command itself."""
+    return {key: value for key, value in given.items() if key[0].isupper()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What qmgr understands
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Attribute(NamedTuple):
+    """What qmgr can set: its key for the server, text -> value, value -> text, and what it is when unset."""
+
+    key: str
+    parse: Callable[[str], Any]
+    show: Callable[[Any], Any]
+    unset: Any
+
+
+def _parse_max_run(text: str) -> int:
+    """`10`, or as PBS Pro writes it `[o:PBS_ALL=10]`."""
+    limit = re.match(r"\[o:PBS_ALL=(\d+)\]\Z", text)
+    return _parse_limit(limit.group(1) if limit else text)
+
+
+QUEUE_ATTRIBUTES = {
+    "Priority": Attribute("Priority", _parse_priority, int, 0),
+    "max_run": Attribute("MaxRun", _parse_max_run, int, 0),
+    "resources_default.walltime": Attribute("DefaultWalltime", parse_duration, format_duration, 0),
+    "resources_max.walltime": Attribute("MaxWalltime", parse_duration, format_duration, 0),
+    "enabled": Attribute("Enabled", _parse_bool, str, True),
+    "started": Attribute("Started", _parse_bool, str, True),
+}
+_ATTRIBUTES_BY_LOWER_NAME = {name.lower(): attribute for name, attribute in QUEUE_ATTRIBUTES.items()}
+_ALIASES = {"max_running": "max_run"}  # Torque's
+
+
+class Wish(NamedTuple):
+    """One command of qmgr: verb, names of queues (none: all), attributes as the server takes them."""
+
+    verb: str
+    names: List[str]
+    attributes: Record
+
+
+_QMGR = ("create", "delete", "set", "unset", "list", "print")
+
+
+def parse_qmgr(text: str) -> Wish:
+    """What `set queue long max_run = 10, enabled = true` says; words may be as short as in PBS (`s q long ...`); raises
+    BadRequest."""
+    words = re.match(r"\s*(\w+)\s+(\w+)\s*(?:([@\w.,-]+)\s*)?(.*?)\s*\Z", text, re.DOTALL)
+    verb, thing, names, rest = words.groups() if words else ("", "", "", "")
+    found = [known for known in _QMGR if verb and known.startswith(verb.lower())]
+    if len(found) != 1:
+        raise BadRequest(f"qmgr knows no {text.strip()!r}: write {', '.join(_QMGR)}, then queue and its name")
+    verb = found[0]
+    everything = verb == "print" and "server".startswith(thing.lower())
+    if not everything and not (thing and "queues".startswith(thing.lower())):
+        raise BadRequest(f"qmgr {verb} knows no {thing!r}: here are queues only, as in: {verb} queue long")
+    queues = [name for name in (names or "").split(",") if name and name != "@default"] if not everything else []
+    if not queues and verb not in ("list", "print"):
+        raise BadRequest(f"qmgr {verb} queue: say which, as in: {verb} queue long")
+    return Wish(verb, queues, parse_queue_attributes(verb, rest))
+
+
+def parse_queue_attributes(verb: str, text: str) -> Record:
+    """{"MaxRun": 10} of `max_run = 10`, several with commas, or of `max_run` alone to unset it; raises BadRequest."""
+    attributes: Record = {}
+    shape = re.compile(r"\s*([\w.]+)\s*\Z" if verb == "unset" else r"\s*([\w.]+)\s*=\s*\"?(\S.*?)\"?\s*\Z", re.DOTALL)
+    words = split_quoted(text)
+    for word in words:
+        found = shape.match(word)
+        if not found or verb not in ("create", "set", "unset"):
+            how = "its name" if verb == "unset" else "NAME = VALUE"
+            raise BadRequest(f"qmgr {verb}: {word.strip()!r} cannot be done; an attribute is written as {how}")
+        name = _ALIASES.get(found.group(1).lower(), found.group(1).lower())
+        if name == "queue_type" and (verb == "unset" or found.group(2).lower() in ("e", "execution")):
+            continue  # the only type there is, and what everybody writes
+        known = _ATTRIBUTES_BY_LOWER_NAME.get(name)
+        if known is None:
+            raise BadRequest(f"a queue has no {name}: its attributes are {', '.join(QUEUE_ATTRIBUTES)}")
+        attributes[known.key] = known.unset if verb == "unset" else _named(name, known.parse, found.group(2))
+    if not words and verb in ("set", "unset"):
+        raise BadRequest(f"qmgr {verb} queue: say what, as in: {verb} queue long max_run{' = 10' * (verb == 'set')}")
+    return attributes
+
+
+def qmgr_commands(text: str) -> Iterator[Tuple[int, str]]:
+    """(number of the line, command) in what qmgr reads: a command a line, or several with `;`; # begins a comment."""
+    for at, line in enumerate(text.split("\n"), 1):
+        if not line.lstrip().startswith("#"):
+            yield from ((at, command.strip()) for command in line.split(";") if command.strip())
+
+
+def qmgr_print(queue: Record) -> List[str]:
+    """The commands that make a queue what it is, for qmgr to read again."""
+    name = queue["Name"]
+    lines = ["#", f"# Create queue {name}", "#"]
+    lines += [f"create queue {name}", f"set queue {name} queue_type = Execution"] if name != "default" else []
+    for attribute, known in QUEUE_ATTRIBUTES.items():
+        if queue[known.key] != known.unset or known.unset is True:
+            lines.append(f"set queue {name} {attribute} = {known.show(queue[known.key])}")
+    return lines
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Listings: columns, `name = value`, and JSON, laid out as OpenPBS does
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _out(text: str) -> None:
@@ -1123,12 +1711,417 @@ def _out(text: str) -> None:
 
 def _printable(text: str) -> str:
     """A text that stays in its line."""
-    return "".join(char if char.isprintable() else "?" for char in text)
+    return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _column(text: str, width: int) -> str:
     """A text as one word of a table, so that the columns can be told by blanks: programs read them so."""
-    return re.sub(r"\s", "_", _printable(text))[:width] or "-"
+    return _printable(text).replace(" ", "_")[:width] or "-"  # any other white space is not printable
+
+
+class Column(NamedTuple):
+    """A column of a table; one that grows is as wide as what is in it, the others cut it off."""
+
+    title: str
+    width: int
+    value: Callable[[Record], Any]
+    right: bool = False
+    grows: bool = False
+
+
+def _user(job: Record) -> str:
+    return job.get("Owner", "").split("@")[0]
+
+
+def _memory(size: int) -> str:
+    """A size in few characters: `4gb`, or `1500kb`."""
+    for unit in ("tb", "gb", "mb"):
+        if size and size % _SIZE_UNITS[unit] == 0:
+            return f"{size // _SIZE_UNITS[unit]}{unit}"
+    return _kilobytes(size)
+
+
+def _kilobytes(size: int) -> str:
+    return f"{-(-size // 1024)}kb"
+
+
+def _hours(seconds: Optional[float]) -> str:
+    return format_duration(seconds)[:-3] if seconds else "--"
+
+
+# `qstat`.  The state must stay the fifth word: programs read it there.
+JOB_COLUMNS = (
+    Column("Job id", 16, lambda job: job["Label"], grows=True),
+    Column("Name", 16, lambda job: job["Name"]),
+    Column("User", 16, _user),
+    Column("Time Use", 8, lambda job: format_duration(job.get("CpuTimeUsed") or 0), right=True, grows=True),
+    Column("S", 1, lambda job: job["State"]),
+    Column("Queue", 5, lambda job: job["Queue"][:32], grows=True),
+)
+# `qstat -a`, and with it -n, -s, -u, -r and -i.
+WIDE_COLUMNS = (
+    Column("Job ID", 15, lambda job: job["Label"], grows=True),
+    Column("Username", 8, _user),
+    Column("Queue", 8, lambda job: job["Queue"]),
+    Column("Jobname", 10, lambda job: job["Name"]),
+    Column("SessID", 6, lambda job: "--", right=True),
+    Column("NDS", 3, lambda job: 1, right=True),
+    Column("TSK", 3, lambda job: job.get("Ncpus", 1), right=True, grows=True),
+    Column("Memory", 6, lambda job: _memory(job["Memory"]) if job.get("Memory") else "--", right=True, grows=True),
+    Column("Time", 5, lambda job: _hours(job["Runtime"]), right=True, grows=True),
+    Column("S", 1, lambda job: job["State"]),
+    Column("Elapsed", 7, lambda job: _hours(_seconds_run(job)), right=True, grows=True),
+)
+
+
+def _in_states(title: str, *letters: str) -> Column:
+    """How many jobs of a queue are in some states."""
+    return Column(title, 5, lambda queue: sum(queue["States"][letter] for letter in letters), right=True, grows=True)
+
+
+_TOTAL = _in_states("Tot", "Q", "H", "W", "R")
+_STATES = (_in_states("Que", "Q"), _in_states("Run", "R"), _in_states("Hld", "H"), _in_states("Wat", "W"))
+_NOT_HERE = (Column("Trn", 5, lambda queue: 0, right=True), Column("Ext", 5, lambda queue: 0, right=True))
+QUEUE_COLUMNS = (
+    Column("Queue", 16, lambda queue: queue["Name"], grows=True),
+    Column("Max", 5, lambda queue: queue["MaxRun"], right=True, grows=True),
+    _TOTAL,
+    Column("Ena", 3, lambda queue: "yes" if queue["Enabled"] else "no", right=True),
+    Column("Str", 3, lambda queue: "yes" if queue["Started"] else "no", right=True),
+    *_STATES,
+    *_NOT_HERE,
+    Column("Type", 4, lambda queue: "Exec"),
+)
+SERVER_COLUMNS = (
+    Column("Server", 16, lambda server: server["Name"], grows=True),
+    Column("Max", 5, lambda server: 0, right=True),
+    _TOTAL,
+    *_STATES,
+    *_NOT_HERE,
+    Column("Status", 11, lambda server: "Active"),
+)
+
+
+def table(
+    columns: Sequence[Column], things: List[Record], notes: Callable[[Record], List[str]] = lambda _: []
+) -> List[str]:
+    """The lines of a table: two of head, one for each thing, and below it its notes, indented."""
+    rows = [
+        [_column(str(column.value(thing)), 250 if column.grows else column.width) for column in columns]
+        for thing in things
+    ]
+    widths = [
+        max([column.width, *(len(row[at]) for row in rows)]) if column.grows else column.width
+        for at, column in enumerate(columns)
+    ]
+
+    def line(words: Sequence[str]) -> str:
+        aligned = (w.rjust(n) if column.right else w.ljust(n) for w, n, column in zip(words, widths, columns))
+        return " ".join(aligned).rstrip()
+
+    lines = [line([column.title for column in columns]), " ".join("-" * width for width in widths)]
+    for thing, row in zip(things, rows):
+        lines.append(line(row))
+        lines += [f"   {_printable(note)}" for note in notes(thing)]
+    return lines
+
+
+def full(head: str, fields: Record, indent: str = "    ") -> List[str]:
+    """The lines of `-f`: a head, `name = value` for each field, and a blank one."""
+    lines = [head]
+    for key, value in fields.items():
+        for name, text in ((f"{key}.{k}", v) for k, v in value.items()) if isinstance(value, dict) else [(key, value)]:
+            words = " ".join(map(str, text)) if isinstance(text, list) else str(text)
+            lines.append(f"{indent}{name} = {_printable(words)}")
+    return [*lines, ""]
+
+
+def document(api: ServerApi, key: str, things: Any) -> str:
+    """One of OpenPBS's JSON documents."""
+    head = {"timestamp": int(time.time()), "pbs_version": f"jobrunner {VERSION}", "pbs_server": _host(api)}
+    return json.dumps({**head, key: things}, indent=4)
+
+
+def _host(api: ServerApi) -> Optional[str]:
+    from urllib.parse import urlsplit
+
+    return urlsplit(api.url).hostname
+
+
+def pbs_job(job: Record) -> Record:
+    """A job or array as OpenPBS lists it with `qstat -f -F json`, and what is only ours under the record's own keys."""
+    started, over = job.get("StartTime"), job["State"] == "F"
+    fields = {
+        "Job_Name": job["Name"],
+        "Job_Owner": job.get("Owner"),
+        "job_state": job["State"],
+        "queue": job["Queue"],
+        "Priority": job["Priority"],
+        "Resource_List": pbs_limits(job),
+        "resources_used": _pbs_used(job) if started else None,
+        "exec_host": job.get("Host") if started else None,
+        "Exit_status": _exit_status(job) if over else None,
+        "Status": job.get("Status"),
+        "comment": _comment(job),
+        "run_count": job.get("RunCount", 0),
+        "ctime": _pbs_time(job.get("SubmitTime")),
+        "qtime": _pbs_time(job.get("SubmitTime")),
+        "etime": _pbs_time(job.get("QueueTime") or job.get("SubmitTime")) if job["State"] not in "HW" else None,
+        "stime": _pbs_time(started),
+        "obittime": _pbs_time(job.get("EndTime")),
+        "mtime": _pbs_time(max(filter(None, map(job.get, _TIMES)), key=parse_time, default=None)),
+        "Execution_Time": _pbs_time(job.get("StartAfter")),
+        "Hold_Types": ("u" if job.get("Hold") else "") + ("s" if job.get("Depend") else "") or "n",
+        "depend": ",".join(job.get("Depend", [])) or None,
+        "Rerunable": str(job.get("Rerunable", True)),
+        "retry": job.get("Retries"),
+        "Submit_arguments": job["Params"],
+        "Variable_List": job.get("Env"),
+        "Shell_Path_List": job.get("Shell"),
+        "Join_Path": job.get("Join"),
+        "Output_Path": job.get("StdOut"),
+        "Error_Path": job.get("StdErr"),
+        **{name: job.get(key) for name, key in _ONLY_KEPT.items()},
+        **_pbs_array(job),
+        "ID": job["ID"],
+    }
+    return _known(fields)
+
+
+_TIMES = ("SubmitTime", "QueueTime", "StartTime", "EndTime")
+# What qsub takes and nothing here acts on: OpenPBS's name, key of the record.
+_ONLY_KEPT = {
+    "Account_Name": "Account",
+    "project": "Project",
+    "Mail_Points": "MailPoints",
+    "Mail_Users": "MailUsers",
+    "Keep_Files": "KeepFiles",
+    "umask": "Umask",
+    "group_list": "GroupList",
+}
+
+
+def pbs_limits(job: Record) -> Record:
+    """What a job asks for, as Resource_List has it."""
+    words = job.get("Requires", [])
+    hosts = [word[len("host=") :] for word in words if word.startswith("host=")]
+    limits = {
+        "walltime": format_duration(job["Runtime"]) if job["Runtime"] else None,
+        "mem": _kilobytes(job["Memory"]) if job.get("Memory") else None,
+        "cput": format_duration(job["CpuTime"]) if job.get("CpuTime") else None,
+        "ncpus": job.get("Ncpus", 1),
+        "host": ",".join(hosts) or None,
+        "properties": ",".join(word for word in words if not word.startswith("host=")) or None,
+        "place": job.get("Place"),
+    }
+    return _known(limits)
+
+
+def _pbs_used(job: Record) -> Record:
+    seconds = _seconds_run(job)
+    used = {
+        "walltime": format_duration(seconds) if seconds is not None else None,
+        "cput": format_duration(job["CpuTimeUsed"]) if job.get("CpuTimeUsed") else None,
+        "mem": _kilobytes(job["MaxMem"]) if job.get("MaxMem") else None,
+    }
+    return _known(used)
+
+
+def _seconds_run(job: Record) -> Optional[float]:
+    """How long the latest run took, or has taken."""
+    started, ended = job.get("StartTime"), job.get("EndTime")
+    if not started or not (ended or job["State"] == "R"):
+        return None
+    return max(0, (parse_time(ended) if ended else time.time()) - parse_time(started))
+
+
+def _pbs_array(job: Record) -> Record:
+    """What an array has more than a job, or a subjob."""
+    if job.get("Index") is not None:
+        return {"array_id": f"{job['Number']}[]", "array_index": str(job["Index"])}
+    if "States" not in job:
+        return {}
+    states, statuses = job["States"], {status: n for status, n in job["Statuses"].items() if n}
+    queued = states["Q"] + states["H"] + states["W"]
+    return {
+        "array": "True",
+        "array_state_count": f"Queued:{queued} Running:{states['R']} Exiting:0 Expired:{states['F']} ",
+        "array_indices_submitted": job["Array"],
+        "max_run_subjobs": job.get("MaxRunSubjobs") or None,
+        "max_fails": job.get("MaxFails") or None,
+        "Statuses": statuses or None,
+    }
+
+
+def _exit_status(job: Record) -> Optional[int]:
+    """A finished job's exit status; an array's is 0 if all its subjobs finished, else 1."""
+    return shell_code(job) if "States" in job else job.get("ExitStatus")
+
+
+def _comment(job: Record) -> str:
+    """Why the job is where it is, always something: PSI/J asks for it unseen.  Its Comment, or else what PBS says, and
+    of one that failed what its exit status says in words."""
+    words = job.get("Comment")
+    if words:
+        return words
+    if "States" in job:
+        return ", ".join(f"{count} {STATE_WORDS[letter]}" for letter, count in job["States"].items() if count)
+    if job["State"] == "F" and job.get("Status") not in (None, "finished"):
+        return f"{job['Status']}: exit status {exit_words(job.get('ExitStatus'))}"
+    if job.get("StartTime") and job["State"] in "RF":
+        ran = f"Job run at {_pbs_time(job['StartTime'])} on ({job.get('Host')})"
+        return ran + (" and finished" if job["State"] == "F" else "")
+    return STATE_WORDS[job["State"]]
+
+
+STATE_WORDS = {**{state.value: state.name.lower() for state in State}, "B": "begun"}
+
+
+def _known(fields: Record) -> Record:
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def _pbs_time(text: Optional[str]) -> Optional[str]:
+    """`Mon Nov 23 17:27:00 2026`, local time."""
+    return time.ctime(parse_time(text)) if text else None
+
+
+def history(job: Record, moment: float) -> List[Tuple[float, str]]:
+    """(when, sentence) of what happened to a job: its latest run too, which is not in its History yet, and at `moment`
+    why it is not over."""
+    by = f" by {job['Owner']}" if job.get("Owner") else ""
+    lines = [(job.get("SubmitTime"), f"queued{by}, named {job['Name']}"), *job.get("History", [])]
+    over = job["State"] == "F"
+    if job.get("StartTime") and job["State"] in "RF":
+        lines.append((job["StartTime"], f"leased by {job.get('Host')}, run {job.get('RunCount', 1)}"))
+    if over and job.get("EndTime"):
+        words = f": {job['Comment']}" if job.get("Comment") else ""
+        lines.append((job["EndTime"], f"{job['Status']}, exit status {exit_words(job.get('ExitStatus'))}{words}"))
+    shown = sorted([(parse_time(when), words) for when, words in lines if when], key=lambda line: line[0])
+    return shown if over else [*shown, (moment, f"{STATE_WORDS[job['State']]}: {_comment(job)}")]
+
+
+def pbs_node(node: Record) -> Record:
+    """A client as pbsnodes lists it."""
+    info = node["Info"]
+    return {
+        "state": node["State"],
+        "resources_available.ncpus": node["Slots"],
+        "resources_assigned.ncpus": node["Running"],
+        "properties": ",".join(node["Properties"]),
+        "jobs": ", ".join(node["Jobs"]),
+        "last_used_time": node["LastSeen"],
+        "version": info.get("Version", "the original's" if node["Original"] else ""),
+    }
+
+
+def _state_count(states: Dict[str, int]) -> str:
+    letters = {"Queued": "Q", "Held": "H", "Waiting": "W", "Running": "R"}
+    return (
+        "Transit:0 " + " ".join(f"{word}:{states[letter]}" for word, letter in letters.items()) + " Exiting:0 Begun:0"
+    )
+
+
+def pbs_queue(queue: Record) -> Record:
+    """A queue as OpenPBS lists it: what qmgr can set, and how many jobs are in it."""
+    states = queue["States"]
+    counts = {"total_jobs": sum(states.values()) - states["F"], "state_count": _state_count(states)}
+    fields: Record = {"queue_type": "Execution", **counts}
+    for name, attribute in QUEUE_ATTRIBUTES.items():
+        value = queue.get(attribute.key)
+        if value or isinstance(value, bool):
+            outer, _, inner = name.partition(".")
+            fields[outer] = {inner: attribute.show(value)} if inner else attribute.show(value)
+    return fields
+
+
+def pbs_server(status: Record) -> Record:
+    """The server as OpenPBS lists it."""
+    states = status["States"]
+    return {
+        "server_state": "Active",
+        "default_queue": "default",
+        "total_jobs": status["Jobs"],
+        "state_count": _state_count(states),
+        "pbs_version": f"jobrunner {status['Version']}",
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the commands share: jobs by name and by selection
+# ---------------------------------------------------------------------------------------------------------------------
+
+UNKNOWN_JOB = 153  # PBS's exit code for it
+Jobs = List[Record]
+
+
+def _all_jobs(api: ServerApi, **query: Any) -> Iterator[Record]:
+    """Every job that /jobs finds, page by page."""
+    offset = 0
+    while True:
+        page = api.call("/jobs", query={**query, "offset": offset})["Jobs"]
+        yield from page
+        if not page or len(page) < 10000:
+            return
+        offset += len(page)
+
+
+def _ask(api: ServerApi, *call: Any, **query: Any) -> Any:
+    """An answer about jobs that were named; raises UnknownJob if there is none of a name."""
+    try:
+        return api.call(*call, **query)
+    except ServerRefused as error:
+        if error.status != 404:
+            raise
+        raise UnknownJob(str(error)) from None
+
+
+def _job(api: ServerApi, name: str) -> Record:
+    return _ask(api, "/job", query={"id": name})
+
+
+def _jobs_named(api: ServerApi, name: str, subjobs: bool) -> Jobs:
+    """The jobs of a name: one job or array, the subjobs of `17[1-9]`, and if they are wanted those of an array; raises
+    UnknownJob, BadRequest."""
+    words = re.match(r"(\d+)\[(\d*[,:-][\d,:-]*)\]", name)
+    if words:
+        ranges = parse_ranges(words.group(2))
+        found = [j for j in _all_jobs(api, number=words.group(1)) if any(j.get("Index") in r for r in ranges)]
+        if not found:
+            raise UnknownJob(f"there is no job {name}: qstat -x lists all there are")
+        return found
+    job = _job(api, name)
+    return list(_all_jobs(api, number=job["Number"])) if subjobs and "States" in job else [job]
+
+
+def _select(options: argparse.Namespace) -> Dict[str, str]:
+    """What --name, --status and so on ask for, as the server takes it."""
+    return {key: getattr(options, name) for name, key, _ in SELECTIONS if getattr(options, name) is not None}
+
+
+def _change(api: ServerApi, path: str, names: List[str], select: Dict[str, str], **more: Any) -> Jobs:
+    """Has the server change the jobs of these names, and those selected; says of one that runs what it waits for."""
+    if not names and not select:
+        raise WrongUsage(
+            "say which jobs: their numbers, or what they have in common, as in --name sweep --status failed"
+        )
+    call = _ask if names else ServerApi.call
+    jobs = call(api, path, {"IDs": names, "Select": select, **more}, timeout=600)["Jobs"]
+    for job in jobs:
+        if job["State"] == "R" and job.get("Signal") and path in ("/delete", "/rerun"):
+            print(f"job {job['Label']}: {job['Comment']}", file=sys.stderr)
+    return jobs
+
+
+def shell_code(job: Record) -> int:
+    """A finished job's exit status as a program's exit code: 0 only if it finished; 1 where a shell has no number, and
+    for an array of which not all did."""
+    if "States" in job:
+        return 0 if job["Statuses"]["finished"] == job["Count"] else 1
+    if job.get("Status") == "finished":
+        return 0
+    exit_status = job.get("ExitStatus")
+    return exit_status if isinstance(exit_status, int) and 0 < exit_status < 256 else 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1137,31 +2130,42 @@ def _column(text: str, width: int) -> str:
 
 
 def qsub(options: argparse.Namespace, api: ServerApi) -> int:
-    """Queues a job, or with --file many; prints the numbers."""
-    given: Dict[str, Any] = {"Owner": owner()}
-    for resources in options.l:
-        given.update(resources)
-    if options.N is not None:
-        given["Name"] = options.N
-    if options.file and options.argv:
-        raise WrongUsage("give either --file or a command after --, not both")
-    if options.file:
-        jobs = read_jobs(options.file)
-        for job in jobs:
-            for key, value in given.items() if isinstance(job, dict) else ():
-                job.setdefault(key, value)
-    elif options.argv:
-        jobs = [{**given, "Params": options.argv}]
-    elif options.words:
-        raise WrongUsage(f"put the command after --, as in: qsub -- {' '.join(options.words)}")
-    else:
-        raise WrongUsage(
-            "nothing to run: put the command after --, as in: qsub -l walltime=1:00:00 -- java -jar job.jar 169"
-        )
+    """Queues a job, an array, or with --file many; prints the numbers."""
+    given, jobs = _to_submit(options.given, options.words)
     added = api.call("/add", jobs, timeout=600)
-    sys.stdout.write("".join(f"{entry['Number']}\n" for entry in added))
-    sys.stdout.flush()
-    return _wait_for(api, [entry["ID"] for entry in added]) if options.block else 0
+    if not given.get("quiet"):
+        sys.stdout.write("".join(f"{entry['Number']}{'[]' if entry.get('Array') else ''}\n" for entry in added))
+        sys.stdout.flush()
+    return _wait_for(api, [entry["ID"] for entry in added]) if given.get("block") else 0
+
+
+def _to_submit(given: Record, words: List[str]) -> Tuple[Record, Jobs]:
+    """(what was given, in a script too; the records to add).  The words are a script and its arguments, or `--` and a
+    command; raises WrongUsage, BadRequest."""
+    if given.get("file"):
+        if words:
+            raise WrongUsage("give either --file or something to run, not both")
+        job = {"Owner": owner(), **sent(with_items(given))}
+        return given, [{**job, **line} if isinstance(line, dict) else line for line in read_jobs(given["file"])]
+    if words[:1] == ["--"]:
+        if not words[1:]:
+            raise WrongUsage("nothing to run: put the command after --, as in: qsub -- java -jar job.jar 169")
+        given = {**given, "Params": words[1:]}
+    else:
+        name, text = read_script(words[0] if words else "-")
+        try:
+            given = merged(script_options(text, given.get("prefix", "#PBS")), given)
+        except BadRequest as error:
+            raise BadRequest(f"{name} {error}") from None
+        given = {**given, "Script": text, "ScriptName": name, "Params": [name, *words[1:]]}
+    return given, [{"Owner": owner(), **_submit_dir(), **sent(with_items(given))}]
+
+
+def _submit_dir() -> Record:
+    try:
+        return {"SubmitDir": os.getcwd()}
+    except OSError:  # it has been removed
+        return {}
 
 
 def _wait_for(api: ServerApi, names: List[str], seconds: float = float("inf")) -> int:
@@ -1171,7 +2175,7 @@ def _wait_for(api: ServerApi, names: List[str], seconds: float = float("inf")) -
         while True:
             left = deadline - time.monotonic()
             try:
-                job = api.call("/job", query={"id": name, "wait": int(max(0, min(50, left)))}, timeout=90)
+                job = _ask(api, "/job", query={"id": name, "wait": int(max(0, min(50, left)))}, timeout=90)
             except ServerAway as error:
                 if left <= 0:
                     raise
@@ -1186,14 +2190,6 @@ def _wait_for(api: ServerApi, names: List[str], seconds: float = float("inf")) -
     return code
 
 
-def shell_code(job: Dict[str, Any]) -> int:
-    """A finished job's exit status as a program's exit code: 0 only if it finished; 1 where a shell has no number."""
-    if job.get("Status") == "finished":
-        return 0
-    exit_status = job.get("ExitStatus")
-    return exit_status if isinstance(exit_status, int) and 0 < exit_status < 256 else 1
-
-
 def qwait(options: argparse.Namespace, api: ServerApi) -> int:
     """Waits until jobs are over, and exits with their status."""
     return _wait_for(api, options.jobs, options.timeout if options.timeout is not None else float("inf"))
@@ -1201,19 +2197,85 @@ def qwait(options: argparse.Namespace, api: ServerApi) -> int:
 
 def qdel(options: argparse.Namespace, api: ServerApi) -> int:
     """Deletes jobs: at once if they wait, through their client if they run."""
-    for job in api.call("/delete", {"IDs": options.jobs})["Jobs"]:
-        if job["State"] != "F":
-            print(f"job {job['Label']}: {job['Comment']}", file=sys.stderr)
+    _change(api, "/delete", options.jobs, _select(options), Force=options.W == "force")
+    return 0
+
+
+def qhold(options: argparse.Namespace, api: ServerApi) -> int:
+    """Keeps waiting jobs from being run."""
+    _change(api, "/hold", options.jobs, _select(options))
+    return 0
+
+
+def qrls(options: argparse.Namespace, api: ServerApi) -> int:
+    """Lets held jobs run."""
+    _change(api, "/release", options.jobs, _select(options))
+    return 0
+
+
+def qrerun(options: argparse.Namespace, api: ServerApi) -> int:
+    """Queues jobs again that are over, or run: those are ended first."""
+    _change(api, "/rerun", options.jobs, _select(options))
+    return 0
+
+
+def qmove(options: argparse.Namespace, api: ServerApi) -> int:
+    """Puts waiting jobs into another queue."""
+    _change(api, "/move", options.jobs, _select(options), Queue=options.destination)
+    return 0
+
+
+def qalter(options: argparse.Namespace, api: ServerApi) -> int:
+    """Changes what qsub said of jobs; of those that run only -l walltime, cput and mem, and -p."""
+    given, names = options.given, []
+    words = options.words
+    while words:  # options may stand behind the jobs too
+        names += words[:1] if words[0] != "--" else []
+        given, words = read_options(words[1:], QALTER_OPTIONS, given)
+    if not sent(given):
+        raise WrongUsage("say what to alter, as in: qalter -l walltime=2:00:00 17")
+    _change(api, "/alter", names, given.get("select", {}), Set=sent(given))
+    return 0
+
+
+def qselect(options: argparse.Namespace, api: ServerApi) -> int:
+    """Prints the names of the jobs that were selected, for other commands: those that are not over, with -x all."""
+    query = {key.lower(): text for key, text in _select(options).items()}
+    if not (options.x or options.status or options.state):
+        query["state"] = "Q,H,W,R"
+    if options.J:
+        query["subjobs"] = "0"
+    labels = [job["Label"] for job in _all_jobs(api, fields="Label", **query)]
+    if options.F == "json":
+        _out(document(api, "Jobs", labels))
+    elif labels:
+        _out("\n".join(labels))
+    return 0
+
+
+def tracejob(options: argparse.Namespace, api: ServerApi) -> int:
+    """Prints what happened to a job, and when: queued, leased, ended, each run."""
+    jobs = [job for name in options.jobs for job in _jobs_named(api, name, subjobs=False)]
+    told = {job["Label"]: history(job, now()) for job in jobs}
+    if options.F == "json":
+        lines = {label: [{"time": format_time(when), "event": words} for when, words in told[label]] for label in told}
+        _out(document(api, "Jobs", {label: {"history": lines[label]} for label in lines}))
+        return 0
+    for label, events in told.items():
+        _out(f"Job: {label}\n")
+        for when, words in events:
+            _out(f"{time.strftime('%m/%d/%Y %H:%M:%S', time.localtime(when))}  {_printable(words)}")
+        _out("")
     return 0
 
 
 def qcat(options: argparse.Namespace, api: ServerApi) -> int:
     """Prints the last 64 KiB of what a job printed."""
-    output = api.call("/output", query={"id": options.job})
+    output = _ask(api, "/output", query={"id": options.job})
     text = output["StdErr" if options.e else "StdOut"]
     if not text and output["State"] != "F":
         where = f" on {output['Host']}" if output["State"] == "R" else ""
-        state = State(output["State"]).name.lower()
+        state = STATE_WORDS[output["State"]]
         print(f"jobrunner: job {options.job} is {state}{where}: its output comes when it is over", file=sys.stderr)
     sys.stdout.flush()
     data = text.encode("utf-8", "surrogateescape")
@@ -1226,144 +2288,117 @@ def pbsnodes(options: argparse.Namespace, api: ServerApi) -> int:
     """Lists the clients."""
     nodes = api.call("/nodes")["Nodes"]
     if options.F == "json":
-        named: Dict[str, Any] = {}
+        named: Record = {}
         for node in nodes:  # two clients of one name are two entries
             copy = sum(1 for other in named if other.split("#")[0] == node["Host"])
-            named[f"{node['Host']}#{copy + 1}" if copy else node["Host"]] = _pbs_node(node)
-        _out(json.dumps(_pbs_head(api, "nodes", named), indent=4))
+            named[f"{node['Host']}#{copy + 1}" if copy else node["Host"]] = pbs_node(node)
+        _out(document(api, "nodes", named))
         return 0
     for node in nodes:
-        _out(_printable(node["Host"]))
-        for key, value in _pbs_node(node).items():
-            _out(f"     {key} = {_printable(str(value))}")
-        _out("")
+        _out("\n".join(full(_printable(node["Host"]), pbs_node(node), indent="     ")))
     return 0
-
-
-def _pbs_node(node: Dict[str, Any]) -> Dict[str, Any]:
-    info = node["Info"]
-    return {
-        "state": node["State"],
-        "resources_available.ncpus": node["Slots"],
-        "resources_assigned.ncpus": node["Running"],
-        "properties": ",".join(node["Properties"]),
-        "jobs": ", ".join(node["Jobs"]),
-        "last_used_time": node["LastSeen"],
-        "version": info.get("Version", "the original's" if node["Original"] else ""),
-    }
-
-
-def _pbs_head(api: ServerApi, key: str, things: Dict[str, Any]) -> Dict[str, Any]:
-    """The frame of OpenPBS's JSON listings."""
-    from urllib.parse import urlsplit
-
-    head = {
-        "timestamp": int(time.time()),
-        "pbs_version": f"jobrunner {VERSION}",
-        "pbs_server": urlsplit(api.url).hostname,
-    }
-    return {**head, key: things}
 
 
 def qstat(options: argparse.Namespace, api: ServerApi) -> int:
     """Lists jobs: those that are not over, with -x all, or the ones named."""
-    if options.jobs:
-        jobs = [_job(api, name) for name in options.jobs]
-    else:
-        jobs = list(_all_jobs(api, **({} if options.x else {"state": "Q,H,W,R"})))
+    if options.Q:
+        return _list_queues(options, api)
+    if options.B:
+        return _list_server(options, api)
+    jobs, unknown = _listed(options, api)
     if options.F == "json":
-        _out(json.dumps(_pbs_head(api, "Jobs", {job["Label"]: pbs_job(job) for job in jobs}), indent=4))
+        _out(document(api, "Jobs", {job["Label"]: pbs_job(job) for job in jobs}))
     elif options.f:
         for job in jobs:
-            _print_full(job)
+            _out("\n".join(full(f"Job Id: {job['Label']}", pbs_job(job))))
     elif jobs:
-        _print_table(jobs)
+        wide = options.a or options.n or options.s or options.u or options.i or options.r
+        _out("\n".join(table(WIDE_COLUMNS if wide else JOB_COLUMNS, jobs, lambda job: _notes(options, job))))
+    for error in unknown:
+        print(_error_line(error), file=sys.stderr)
+    return UNKNOWN_JOB if unknown else 0
+
+
+def _listed(options: argparse.Namespace, api: ServerApi) -> Tuple[Jobs, List[UnknownJob]]:
+    """(the jobs qstat is to list, an error for each name that is unknown)."""
+    jobs: Jobs = []
+    unknown = []
+    for name in options.jobs:
+        try:
+            jobs += _jobs_named(api, name, subjobs=options.t)
+        except UnknownJob as error:
+            unknown.append(error)
+    if not options.jobs:
+        states = {} if options.x else {"state": "R" if options.r else "Q,H,W" if options.i else "Q,H,W,R"}
+        owners = {"owner": options.u} if options.u else {}
+        jobs = list(_all_jobs(api, **states, **owners, **({} if options.t else {"subjobs": 0})))
+    if options.J:
+        jobs = [job for job in jobs if (job.get("Index") is not None if options.t else "States" in job)]
+    return jobs, unknown
+
+
+def _notes(options: argparse.Namespace, job: Record) -> List[str]:
+    """What -n and -s say below a job's line."""
+    host = job.get("Host") if job.get("StartTime") else None
+    return ([host or "--"] if options.n else []) + ([_comment(job)] if options.s else [])
+
+
+def _list_queues(options: argparse.Namespace, api: ServerApi) -> int:
+    queues = _queues(api, options.jobs)
+    if options.F == "json":
+        _out(document(api, "Queue", {queue["Name"]: pbs_queue(queue) for queue in queues}))
+    elif options.f:
+        for queue in queues:
+            _out("\n".join(full(f"Queue: {queue['Name']}", pbs_queue(queue))))
+    else:
+        _out("\n".join(table(QUEUE_COLUMNS, queues)))
     return 0
 
 
-def _print_table(jobs: List[Dict[str, Any]]) -> None:
-    """PBS's columns: two lines of head, then a job a line."""
-    width = max(16, max(len(job["Label"]) for job in jobs))
-    _out(f"{'Job id':{width}}  {'Name':16} {'User':16}  {'Time Use':>8} S {'Queue'}")
-    _out(f"{'-' * width}  {'-' * 16} {'-' * 16}  {'-' * 8} - {'-' * 5}")
-    for job in jobs:
-        name, user = _column(job["Name"], 16), _column(job.get("Owner", "").split("@")[0], 16)
-        used = format_duration(job.get("CpuTimeUsed") or 0)
-        _out(f"{job['Label']:{width}}  {name:16} {user:16}  {used:>8} {job['State']} {_column(job['Queue'], 32)}")
+def _queues(api: ServerApi, names: List[str]) -> List[Record]:
+    """The queues of these names, or all; raises BadRequest."""
+    queues = {queue["Name"]: queue for queue in api.call("/queues")["Queues"]}
+    for name in names:
+        if name not in queues:
+            raise BadRequest(f"there is no queue {name}: there are {', '.join(queues)}")
+    return [queues[name] for name in names or queues]
 
 
-def _print_full(job: Dict[str, Any]) -> None:
-    _out(f"Job Id: {job['Label']}")
-    for key, value in pbs_job(job).items():
-        for name, text in ((f"{key}.{k}", v) for k, v in value.items()) if isinstance(value, dict) else [(key, value)]:
-            words = " ".join(map(str, text)) if isinstance(text, list) else str(text)
-            _out(f"    {name} = {_printable(words)}")
-    _out("")
+def _list_server(options: argparse.Namespace, api: ServerApi) -> int:
+    status = {**api.call("/status"), "Name": _host(api)}
+    if options.F == "json":
+        _out(document(api, "Server", {status["Name"]: pbs_server(status)}))
+    elif options.f:
+        _out("\n".join(full(f"Server: {status['Name']}", pbs_server(status))))
+    else:
+        _out("\n".join(table(SERVER_COLUMNS, [status])))
+    return 0
 
 
-def pbs_job(job: Dict[str, Any]) -> Dict[str, Any]:
-    """A job as OpenPBS lists it with `qstat -f -F json`, and what is only ours under the record's own keys."""
-    limits = {
-        "walltime": format_duration(job["Runtime"]) if job["Runtime"] else None,
-        "mem": f"{-(-job['Memory'] // 1024)}kb" if job.get("Memory") else None,
-        "cput": format_duration(job["CpuTime"]) if job.get("CpuTime") else None,
-        "ncpus": job.get("Ncpus", 1),
-    }
-    started = job.get("StartTime")
-    ended = job.get("EndTime") or (format_time(time.time()) if job["State"] == "R" else None)
-    used = {
-        "walltime": format_duration(max(0, parse_time(ended) - parse_time(started))) if started and ended else None,
-        "cput": format_duration(job["CpuTimeUsed"]) if job.get("CpuTimeUsed") else None,
-        "mem": f"{-(-job['MaxMem'] // 1024)}kb" if job.get("MaxMem") else None,
-    }
-    fields = {
-        "Job_Name": job["Name"],
-        "Job_Owner": job.get("Owner"),
-        "job_state": job["State"],
-        "queue": job["Queue"],
-        "Priority": job["Priority"],
-        "Resource_List": _known(limits),
-        "resources_used": _known(used) if started else None,
-        "exec_host": job.get("Host") if started else None,
-        "Exit_status": job.get("ExitStatus") if job["State"] == "F" else None,
-        "Status": job.get("Status"),
-        "comment": _comment(job),
-        "run_count": job.get("RunCount", 0),
-        "ctime": _pbs_time(job.get("SubmitTime")),
-        "qtime": _pbs_time(job.get("SubmitTime")),
-        "stime": _pbs_time(started),
-        "obittime": _pbs_time(job.get("EndTime")),
-        "Rerunable": str(job.get("Rerunable", True)),
-        "Submit_arguments": job["Params"],
-        "Variable_List": job.get("Env"),
-        "Output_Path": job.get("StdOut"),
-        "Error_Path": job.get("StdErr"),
-        "ID": job["ID"],
-    }
-    return _known(fields)
+def qmgr(options: argparse.Namespace, api: ServerApi) -> int:
+    """Makes, changes and lists queues, as -c says, or standard input, a command a line: "create queue long", "set queue
+    long max_run = 10"."""
+    if options.c is not None:
+        _manage(api, options.c)
+        return 0
+    for at, command in qmgr_commands(sys.stdin.read()):
+        try:
+            _manage(api, command)
+        except (BadRequest, ServerRefused) as error:
+            raise JobrunnerError(f"line {at}: {error}; what stands before it is done") from None
+    return 0
 
 
-def _comment(job: Dict[str, Any]) -> Optional[str]:
-    """Why the job is where it is: its Comment, and in words what its exit status says."""
-    words = job.get("Comment")
-    if job["State"] == "F" and not words and job.get("Status") not in (None, "finished"):
-        return f"{job['Status']}: exit status {exit_words(job.get('ExitStatus'))}"
-    return words
-
-
-def _known(fields: Dict[str, Any]) -> Dict[str, Any]:
-    return {key: value for key, value in fields.items() if value is not None}
-
-
-def _pbs_time(text: Optional[str]) -> Optional[str]:
-    """`Mon Nov 23 17:27:00 2026`, local time."""
-    return (
-        time.strftime(
-            "%a %b %e %H:%M:%S %Y" if not WINDOWS else "%a %b %d %H:%M:%S %Y", time.localtime(parse_time(text))
-        )
-        if text
-        else None
-    )
+def _manage(api: ServerApi, command: str) -> None:
+    wish = parse_qmgr(command)
+    if wish.verb in ("list", "print"):
+        for queue in _queues(api, wish.names):
+            shown = full(f"Queue {queue['Name']}", pbs_queue(queue)) if wish.verb == "list" else qmgr_print(queue)
+            _out("\n".join(shown))
+        return
+    action = "set" if wish.verb == "unset" else wish.verb
+    for name in wish.names:
+        api.call("/queue", {"Name": name, "Action": action, "Set": wish.attributes})
 
 
 def qterm(options: argparse.Namespace, api: ServerApi) -> int:
@@ -1552,82 +2587,170 @@ def _last_line(api: ServerApi, job: Dict[str, Any]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class CommandParser(argparse.ArgumentParser):
+    """argparse; but of the commands that take qsub's options it writes the help alone, and `read_options` reads them:
+    argparse would take words of the job's for options."""
+
+    table: Sequence[Option] = ()
+
+    def takes(self, options: Sequence[Option]) -> None:
+        self.table = options
+        for option in options:
+            shape = {"metavar": option.value} if option.value else {"action": "store_true"}
+            self.add_argument(
+                option.flag, help=option.help.replace("%", "%%"), dest="_", default=argparse.SUPPRESS, **shape
+            )
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Tuple[Any, List[str]]:
+        if not self.table:
+            return super().parse_known_args(args, namespace)
+        try:
+            given, words = read_options(args, self.table)
+        except WrongUsage as error:
+            self.error(str(error))
+        if given.pop("help", False):
+            self.print_help()
+            self.exit()
+        options, _ = super().parse_known_args([], namespace)
+        options.server, options.proxy = given.pop("server", None), given.pop("proxy", "")
+        options.given, options.words = given, words
+        return options, []
+
+
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="jobrunner.py", description="Submits jobs to a jobrunner server and looks after them, in PBS's words."
     )
     parser.add_argument("--version", action="version", version=f"jobrunner {VERSION}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=CommandParser)
 
-    def command(name: str, function: Callable[..., int], *, remote: bool = True) -> argparse.ArgumentParser:
-        words = (function.__doc__ or "").strip()
-        sub = commands.add_parser(name, help=words.split("\n")[0], description=words)
+    def command(
+        function: Callable[..., int],
+        *,
+        remote: bool = True,
+        options: Sequence[Option] = (),
+        help_flags: Any = ("-h", "--help"),
+    ) -> CommandParser:
+        words = " ".join((function.__doc__ or "").split())
+        sub = commands.add_parser(function.__name__, help=words, description=words, add_help=False)
         sub.set_defaults(function=function, parser=sub)
-        if remote:
-            sub.add_argument("--server", metavar="HOST[:PORT]", type=argument(server_url), help="the server, or its URL "
-                             "(default: $JOBRUNNER_SERVER, or http://localhost:8088)")  # fmt: skip
-            sub.add_argument("--proxy", default="", metavar="URL", help="a proxy to go through (default: none)")
+        sub.takes(options)
+        if not options:
+            sub.add_argument(*help_flags, action="help", help="this")
+        for option in _CONNECTION[:2] if remote and not options else ():
+            kind = argument(lambda text, option=option: option.parse(text)[option.flag[2:]])
+            sub.add_argument(option.flag, metavar=option.value, type=kind, help=option.help)
         return sub
 
     def listing(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("-F", choices=("json",), metavar="json", help="one JSON document, laid out as OpenPBS's")
 
-    sub = command("run", run, remote=False)
+    def flags(sub: argparse.ArgumentParser, **helps: str) -> None:
+        for letter, words in helps.items():
+            sub.add_argument(f"-{letter}", action="store_true", help=words)
+
+    def selecting(sub: argparse.ArgumentParser, **short: str) -> None:
+        for name, _, words in SELECTIONS:
+            spellings = [f"-{short[name]}"] if name in short else []
+            sub.add_argument(*spellings, f"--{name}", dest=name, metavar=name.upper(), help=words)
+
+    def named(sub: argparse.ArgumentParser, count: str) -> None:
+        words = "a number, 17[], 17[3], 17[1-9], an ID, or the beginning of one"
+        sub.add_argument("jobs", nargs=count, metavar="JOB", help=words)
+
+    sub = command(run, remote=False)
     sub.add_argument(
         "file", metavar="FILE", help="a database, a JSON list, or JSON Lines, one job each; -: standard input"
     )
     sub.add_argument("-j", type=argument(_parse_count), metavar="N", help="jobs at once (default: one per processor)")
     sub.add_argument("--db", metavar="F", help="keep the database here: stopped and run again, it goes on where it was")
 
-    sub = command("qsub", qsub)
-    sub.add_argument("-N", metavar="NAME", help="the job's name (default: the program's)")
-    sub.add_argument("-l", action="append", default=[], metavar="RESOURCE=VALUE", type=argument(parse_resources),
-                     help="limits and needs: walltime=1:00:00, mem=4gb, cput=30m, ncpus=2; may be repeated")  # fmt: skip
-    sub.add_argument("-W", dest="block", type=argument(_parse_block), default=False, metavar="block=true",
-                     help="wait until it is over, and exit with its status")  # fmt: skip
-    sub.add_argument(
-        "--file", metavar="FILE", help="submit many: a JSON list or JSON Lines, one job each; -: standard input"
-    )
-    sub.add_argument("words", nargs="*", help=argparse.SUPPRESS)  # only to say what is wrong with them
-    sub.usage = "jobrunner.py qsub [options] -- COMMAND [ARGUMENT ...]"
+    sub = command(qsub, options=QSUB_OPTIONS)
+    what = ("-- COMMAND [ARGUMENT ...]", "[SCRIPT [ARGUMENT ...]]")
+    sub.usage = "\n       ".join(f"jobrunner.py qsub [options] {words}" for words in what)
+    sub.epilog = "In an array {index}, {item} and the names of a sweep are replaced in the command, -v, -o and -e."
 
-    sub = command("qstat", qstat)
-    sub.add_argument("jobs", nargs="*", metavar="JOB", help="a number, an ID, or the beginning of one")
-    sub.add_argument("-f", action="store_true", help="everything about each job")
-    sub.add_argument("-x", action="store_true", help="finished jobs too")
+    sub = command(qstat)
+    named(sub, "*")
+    flags(sub, f="everything about each", x="finished jobs too", t="subjobs, instead of a line for each array",
+          J="arrays only (with -t: subjobs only)", a="in wide columns", n="and where they run", s="and why they do not",
+          i="those that do not run", r="those that run", Q="queues instead", B="the server instead")  # fmt: skip
+    sub.add_argument("-u", metavar="USER", help="jobs of this user (several: with commas)")
     listing(sub)
 
-    sub = command("qdel", qdel)
-    sub.add_argument("jobs", nargs="+", metavar="JOB")
+    sub = command(qselect)
+    selecting(sub, name="N", state="s", queue="q", owner="u")
+    flags(sub, x="finished jobs too", J="arrays instead of their subjobs")
+    listing(sub)
 
-    sub = command("qcat", qcat)
+    sub = command(qdel)
+    named(sub, "*")
+    selecting(sub)
+    sub.add_argument(
+        "-W", choices=("force",), metavar="force", help="forget at once one that runs: it is not waited for"
+    )
+    sub.add_argument("-p", dest="W", action="store_const", const="force", help="the same, as Torque spells it")
+
+    for function in (qhold, qrls):
+        sub = command(function, help_flags=("--help",))
+        named(sub, "*")
+        selecting(sub)
+        sub.add_argument(
+            "-h", metavar="u", choices=("u", "o", "s", "n"), help="as in PBS; there is one kind of hold here"
+        )
+
+    sub = command(qrerun)
+    named(sub, "*")
+    selecting(sub)
+
+    sub = command(qmove)
+    sub.add_argument("destination", metavar="QUEUE")
+    named(sub, "*")
+    selecting(sub)
+
+    sub = command(qalter, options=QALTER_OPTIONS)
+    sub.usage = "jobrunner.py qalter [options] [JOB ...]"
+    sub.epilog = "-v and -l properties replace what the job had."
+
+    sub = command(tracejob)
+    named(sub, "+")
+    listing(sub)
+
+    sub = command(qcat)
     sub.add_argument("job", metavar="JOB")
     sub.add_argument("-e", action="store_true", help="what it wrote to standard error")
 
-    sub = command("qwait", qwait)
-    sub.add_argument("jobs", nargs="+", metavar="JOB")
+    sub = command(qwait)
+    named(sub, "+")
     sub.add_argument("--timeout", type=argument(parse_duration), metavar="TIME", help="give up after this time")
 
-    listing(command("pbsnodes", pbsnodes))
-    command("qterm", qterm)
+    sub = command(qmgr)
+    sub.add_argument("-c", metavar="COMMAND", help="create, set, unset, delete, list or print queue NAME; attributes: "
+                     + ", ".join(QUEUE_ATTRIBUTES))  # fmt: skip
+
+    listing(command(pbsnodes))
+    command(qterm)
     return parser
 
 
-def _parse_block(text: str) -> bool:
-    if text not in ("block=true", "block=false"):
-        raise BadRequest(f"-W {text}: this version knows block=true and block=false")
-    return text == "block=true"
+def command_line(argv: List[str]) -> List[str]:
+    """The words of the command line.  Started under the name qsub, qstat ... (a link, a copy), it is that command."""
+    name = os.path.splitext(os.path.basename(argv[0]))[0].lower()
+    words = ([name] if name in COMMANDS else []) + argv[1:]
+    return words[1:] if words[1:] == ["--version"] else words
+
+
+COMMANDS = frozenset(
+    "qsub qstat qselect qdel qhold qrls qrerun qmove qalter tracejob qcat qwait qmgr pbsnodes qterm".split()
+)
+
+
+def _error_line(error: JobrunnerError) -> str:
+    return f"jobrunner: {'Unknown Job Id: ' if isinstance(error, UnknownJob) else ''}{error}"
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    argv = list(sys.argv[1:] if argv is None else argv)
-    command: List[str] = []
-    if (
-        argv[:1] == ["qsub"] and "--" in argv
-    ):  # what follows is the job's, to the letter: argparse would take some of it
-        command, argv = argv[argv.index("--") + 1 :], argv[: argv.index("--")]
-    options = arguments().parse_args(argv)
-    options.argv = command
+    options = arguments().parse_args(command_line(sys.argv) if argv is None else argv)
     try:
         if options.function is run:
             return run(options, None)
@@ -1636,8 +2759,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     except WrongUsage as error:
         options.parser.error(str(error))
     except JobrunnerError as error:
-        print(f"jobrunner: {error}", file=sys.stderr)
-        return 1
+        print(_error_line(error), file=sys.stderr)
+        return UNKNOWN_JOB if isinstance(error, UnknownJob) else 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `qstat | head` is no error
         return 1

@@ -62,6 +62,7 @@ from jobrunner import (
     EXIT_LOST,
     EXIT_NOT_STARTED,
     EXIT_WALLTIME,
+    MAX_SUBJOBS,
     STATUSES,
     UNKNOWN_HOST,
     VERSION,
@@ -98,6 +99,7 @@ SMALL_SNAPSHOT = 16 << 20  # bytes of journal that are worth a snapshot whatever
 IDLE_SNAPSHOT = 60  # s after which even a short journal is folded in, where that costs little
 SNAPSHOT_PAUSE = 0.0005  # s between the chunks of a snapshot, as long as making one takes: requests come first
 PAGE = 10000  # jobs in a listing where nobody says how many
+LOT = 1 << 18  # characters of the database that are read at a time
 CHUNK = 32  # jobs turned into JSON at a time, so that requests come between
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -150,10 +152,19 @@ class _Reader:
 
     def members(self) -> Iterator[str]:
         """The keys of the object that starts here; the caller reads each value before it asks for the next key."""
+        if self.enter():
+            yield from self.further_members()
+
+    def enter(self) -> bool:
+        """Goes into the object that starts here; False if that is empty, and read by that."""
         self.expect("{")
-        if self.peek() == "}":
-            self.at += 1
-            return
+        if self.peek() != "}":
+            return True
+        self.at += 1
+        return False
+
+    def further_members(self) -> Iterator[str]:
+        """The keys from here on, as `members`; one must come."""
         while True:
             simple = self._key(self.text, self.at)
             if simple:
@@ -186,17 +197,44 @@ def read_database(reader: _Reader) -> Iterator[Tuple[str, Any]]:
             yield bucket, reader.value()
         elif reader.peek() == "n":
             reader.value()
-        else:
-            for key in reader.members():
+        elif reader.enter():
+            yield from _read_lots(reader, bucket)
+            for key in reader.further_members():
                 yield bucket, _stored_job(bucket, key, reader.value())
     if reader.peek():
         raise json.JSONDecodeError("something follows the end", reader.text, reader.at)
 
 
+def _read_lots(reader: _Reader, bucket: str) -> Iterator[Tuple[str, Job]]:
+    """The first jobs of a bucket in which they stand one a line, as we write them: many lines at a time.  Whatever cannot
+    be read so, the last ones among it, is left to who goes on from there one by one, and says what is wrong with it."""
+    text = reader.text
+    while True:
+        end = text.find(",\n", reader.at + LOT)
+        if end < 0:
+            return
+        try:
+            entries = json.loads("{" + text[reader.at : end] + "}", parse_constant=jobrunner._refuse_constant)
+            jobs = [_stored_job(bucket, key, record) for key, record in entries.items()]
+        except (ValueError, RecursionError, BadFact):
+            return
+        if len(jobs) != text.count("\n", reader.at, end) + 1:  # another layout, or a key that comes twice
+            return
+        for place, job in enumerate(jobs):
+            try:
+                yield bucket, job
+            except BadFact:  # thrown by whoever takes the jobs: it stands in this one's line
+                for _ in range(place):
+                    reader.at = text.index("\n", reader.at) + 1
+                reader.start = text.index(":", reader.at + len(job.id)) + 1
+                raise
+        reader.at = end + 2
+
+
 def _stored_job(bucket: str, key: str, record: Any) -> Job:
     """The job of one entry; the bucket tells the state where the record, as the original's, does not."""
     try:
-        job = Job.from_record(record)
+        job = Job.from_stored(record)
     except BadRequest as error:
         raise BadFact(f"job {key!r} in {bucket}: {error}") from None
     job.id = job.id or key
@@ -778,24 +816,12 @@ QUEUE_KEYS = {
 }
 
 
-MAX_SUBJOBS = 1000000
-_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?::(\d{1,9}))?)?\Z", re.ASCII)
-
-
 def parse_indices(text: str) -> List[int]:
     """The indices in `1-100:2` (PBS) or `1,10,50-100` (Torque), each once, in order; raises BadRequest."""
-    found: Dict[int, None] = {}
-    for word in text.split(","):
-        parts = _RANGE.match(word)
-        first, last, step = (int(part) if part else None for part in parts.groups()) if parts else (None, None, None)
-        if first is None or step == 0 or (last is not None and last < first):
-            raise BadRequest(f"{text!r} are no indices: write 1-100, 1-100:2 or 1,10,50-100")
-        if ((last or first) - first) // (step or 1) >= MAX_SUBJOBS:
-            raise BadRequest(f"{text!r} are too many indices: an array has {MAX_SUBJOBS} subjobs at most")
-        found.update(dict.fromkeys(range(first, (first if last is None else last) + 1, step or 1)))
-    if len(found) > MAX_SUBJOBS:
+    ranges = jobrunner.parse_ranges(text)
+    if sum(map(len, ranges)) > MAX_SUBJOBS:
         raise BadRequest(f"{text!r} are too many indices: an array has {MAX_SUBJOBS} subjobs at most")
-    return sorted(found)
+    return sorted({index for indices in ranges for index in indices})
 
 
 class ArraySpec(NamedTuple):
@@ -969,9 +995,6 @@ class Array:
 # Dependencies: verdicts on what is waited for
 # ---------------------------------------------------------------------------------------------------------------------
 
-DEPENDENCIES = ("after", "afterok", "afternotok", "afterany")
-
-
 def dependency_verdict(kind: str, over: bool, begun: bool, good: bool, bad: bool) -> Optional[bool]:
     """True: met; False: it can never be; None: that is not known yet.
 
@@ -998,13 +1021,8 @@ class Depend(NamedTuple):
     @classmethod
     def parse(cls, texts: List[str]) -> List["Depend"]:
         """Those in [`afterok:17:18`, ...], each by itself; raises BadRequest."""
-        found = []
-        for text in texts:
-            kind, *targets = text.split(":")
-            if kind not in DEPENDENCIES or not all(targets) or not targets:
-                raise BadRequest(f"{text!r} is no dependency: write afterok:17, with {', '.join(DEPENDENCIES)}")
-            found += [cls(kind, target) for target in targets]
-        return found
+        words = [word for text in texts for word in jobrunner.parse_depend(text or ":")]  # here nothing is a mistake
+        return [cls(kind, target) for kind, _, target in (word.partition(":") for word in words)]
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.target}"
@@ -1234,7 +1252,7 @@ class Queue:
 
     def _replay_put(self, records: List[Dict[str, Any]]) -> None:
         for record in records:
-            job = Job.from_record(record)
+            job = Job.from_stored(record)
             self._put(self.jobs.get(job.id), job)
             self.next_number = max(self.next_number, job.number + 1)
 

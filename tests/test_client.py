@@ -17,6 +17,7 @@ import urllib.parse
 import pytest
 
 from harness import Lab, PATIENCE, ROOT, alive, read, shell, until
+from jobrunner import parse_time
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals, sh and /proc: Windows has a file of its own")
 
@@ -153,7 +154,7 @@ def test_a_jobs_exit_status_is_its_own_or_256_and_its_signal(shop, script, statu
     ({"Params": ["true"], "WorkDir": "/no/such/folder"}, -8, ["/no/such/folder", "No such file"]),
     ({"Params": ["true"], "WorkDir": "/etc/passwd"}, -8, ["/etc/passwd", "Not a directory"]),
     ({"Params": ["true"], "StdOut": "/no/such/folder/out"}, -9, ["/no/such/folder/out", "No such file"]),
-    ({"Params": ["true"], "StdErr": "/"}, -9, ["/", "Is a directory"]),
+    ({"Params": ["true"], "StdErr": "/no/such/folder/"}, -9, ["/no/such/folder/true.e", "No such file"]),
     ({"Params": ["true"], "StdOut": "x" * 300}, -9, ["xxx", "too long"]),
 ], ids=lambda value: str(value)[:40])  # fmt: skip
 def test_a_job_that_cannot_be_started_has_failed_and_its_comment_names_the_file_and_the_error(
@@ -239,6 +240,45 @@ def test_one_file_for_both_outputs_holds_both(shop, tmp_path):
     both = str(tmp_path / "both")
     shop.run(shell("echo out; echo err >&2; echo out"), StdOut=both, StdErr=both)
     assert read(both) == "out\nerr\nout\n"
+
+
+@pytest.mark.parametrize("join, record, named", [
+    ("oe", {}, ".o"), ("eo", {}, ".e"), ("oe", {"StdOut": "one", "StdErr": "/no/such/folder/x"}, "one"),
+    ("eo", {"StdOut": "one", "StdErr": "two"}, "two"),
+])  # fmt: skip
+def test_joined_outputs_are_both_in_the_one_file_and_told_once(shop, tmp_path, join, record, named):
+    job = shop.run(shell("echo out; echo err >&2; echo out"), Join=join, WorkDir=str(tmp_path), **record)
+    number = job["Number"]
+    path = os.path.join(tmp_path, named) if record else shop.lab.path("jobrunner-spool", "output", f"sh{named}{number}")
+    assert read(path) == "out\nerr\nout\n"
+    assert os.listdir(tmp_path) == ([named] if record else [])
+    assert (qcat(shop.server, number), qcat(shop.server, number, "-e")) == (b"out\nerr\nout\n", b"")
+
+
+def test_an_output_that_is_a_folder_gets_a_file_with_the_jobs_name_and_number(shop, tmp_path):
+    (tmp_path / "there").mkdir()
+    record = {"WorkDir": str(tmp_path), "Name": "my/job"}
+    job = shop.run(shell("echo out; echo err >&2"), StdOut="there/", StdErr=str(tmp_path / "there"), **record)
+    assert sorted(os.listdir(tmp_path / "there")) == [f"my_job.{letter}{job['Number']}" for letter in "eo"]
+    assert (qcat(shop.server, job["Number"]), qcat(shop.server, job["Number"], "-e")) == (b"out\n", b"err\n")
+
+
+def test_subjobs_have_outputs_of_their_own_and_those_they_name_to_the_letter(shop, tmp_path):
+    record = {"Params": shell('echo "$1"', "{index}"), "Array": "1-2", "StdErr": f"{tmp_path}/e{{index}}"}
+    (number,) = shop.server.add(record)
+    for index in "12":
+        assert shop.server.over(f"{number}[{index}]")["Status"] == "finished"
+        assert read(shop.lab.path("jobrunner-spool", "output", f"sh.o{number}.{index}")) == index + "\n"
+    assert sorted(os.listdir(tmp_path)) == ["e1", "e2"]
+
+
+def test_an_output_to_dev_null_is_nowhere_and_one_to_a_pipe_is_not_waited_for(shop, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    job = shop.run(shell("echo out; echo err >&2"), StdOut="/dev/null", StdErr=str(tmp_path / "pipe"))
+    assert (job["Status"], os.read(reader, 100)) == ("finished", b"err\n")
+    os.close(reader)
+    assert (qcat(shop.server, job["Number"]), qcat(shop.server, job["Number"], "-e")) == (b"", b"")
 
 
 def test_outputs_without_a_name_are_whole_in_the_spool_under_the_jobs_name_and_number(shop):
@@ -382,6 +422,70 @@ def test_a_job_that_stops_working_is_dead_one_that_works_in_a_child_or_now_and_t
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Deleted and altered while they run
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script, exit_status", [
+    ('echo $$ >"$1"; exec sleep 600', 271),
+    ('trap "exit 0" TERM; echo $$ >"$1"; sleep 600 & wait', 271),
+    ('trap "exit 7" TERM; echo $$ >"$1"; sleep 600 & wait', 271),
+    ('trap "" TERM; echo $$ >"$1"; sleep 600; sleep 600', 265),
+], ids=["dies of TERM", "returns 0", "returns 7", "ignores it"])  # fmt: skip
+def test_a_deleted_job_has_271_whatever_it_returns_at_term_or_265_if_killed(limits, tmp_path, script, exit_status):
+    (number,) = limits.server.add(shell(script, str(tmp_path / "pid")))
+    (process,) = pids(str(tmp_path / "pid"))
+    assert limits.server.post("/delete", {"IDs": [str(number)]})[0] == 200
+    job = limits.server.over(number)
+    assert (job["Status"], job["ExitStatus"], job["Comment"]) == ("deleted", exit_status, "deleted while it ran")
+    assert gone([process])
+
+
+def alter(server, number, **changes):
+    status, answer = server.post("/alter", {"IDs": [str(number)], "Set": changes})
+    assert status == 200, answer
+
+
+@pytest.mark.parametrize("name, code, limit, exit_status", [
+    ("mem", "import time; b = b'x' * (150 << 20); time.sleep(600)", {"Memory": 100 << 20}, -10),
+    ("cput", BUSY, {"CpuTime": 1}, -12),
+    ("walltime", "import time; time.sleep(600)", {"Runtime": 1}, -11),
+])  # fmt: skip
+def test_a_limit_that_a_running_job_is_given_holds_at_once(limits, name, code, limit, exit_status):
+    (number,) = limits.server.add(python(code))
+    until(lambda: limits.server.job(number)["State"] == "R")
+    alter(limits.server, number, **limit)
+    job = limits.server.over(number)
+    assert job["ExitStatus"] == exit_status and "deleted" not in job["Comment"], job
+
+
+def test_a_walltime_taken_back_or_made_longer_counts_from_the_start_and_holds_for_the_next_client_too(lab):
+    server = lab.server()
+    client = lab.client(server, max_jobs=3)
+    free, longer, shorter = server.add(*[{"Params": ["sleep", "600"], "Runtime": 3}] * 3)
+    until(lambda: noted(lab, "Pid") == 3)
+    for number, runtime in ((free, 0), (longer, 5), (shorter, 600)):
+        alter(server, number, Runtime=runtime)
+    until(lambda: lab.log("client.py.log").count("job.alter") == 3, "the client to be told")
+    alter(server, shorter, Runtime=4)
+    until(lambda: lab.log("client.py.log").count("job.alter") == 4, "the client to be told")
+    client.kill()
+    client.wait()
+    lab.client(server, max_jobs=3, log="second.log")
+    for number, seconds in ((shorter, 4), (longer, 5)):
+        job = server.over(number)
+        assert (job["Status"], job["ExitStatus"]) == ("timeout", -11) and f"{seconds} s" in job["Comment"]
+        assert seconds <= elapsed(job) < seconds + 3
+    assert server.job(free)["State"] == "R"
+    assert "job.alter" not in lab.log("second.log")  # it names the limits it has found, which are the server's
+
+
+def elapsed(job):
+    """Seconds between its StartTime and EndTime."""
+    return parse_time(job["EndTime"]) - parse_time(job["StartTime"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # What a client refuses
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -398,6 +502,19 @@ def test_a_command_outside_allow_prefix_is_refused_says_so_and_another_client_ta
     lab.client(server, "--hostname", "easy", "--spool", "two")
     assert [server.over(number)["Host"] for number in (other, longer)] == ["easy"] * 2
     assert server.over(other)["Status"] == "finished"
+
+
+def test_a_client_of_some_queues_runs_nothing_of_the_others(lab):
+    server = lab.server()
+    for name in ("long", "night", "other"):
+        assert server.post("/queue", {"Name": name, "Action": "create"})[0] == 200
+    jobs = [{"Params": ["true"], "Queue": name} for name in ("default", "other", "night", "long")]
+    numbers = server.add(*jobs)
+    flags = ["--queue", "long,night", "--queue", "more", "--until-empty"]
+    assert lab.client(server, *flags).wait(PATIENCE) == 0
+    assert [server.job(number)["State"] for number in numbers] == ["Q", "Q", "F", "F"]
+    assert lab.client(server, "--until-empty").wait(PATIENCE) == 0
+    assert {server.job(number)["State"] for number in numbers} == {"F"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -604,6 +721,7 @@ def test_the_originals_flags_mean_what_they_meant(lab):
     ["--kill-delay", "nan"],
     ["--dead-after", "1h"], ["--on-stop", "perhaps"], ["--log-level", "loud"],
     ["--allow-prefix", "java -jar 'job.jar"],
+    ["--queue", ""], ["--queue", "a,,b"],
     ["--allow-prefix", ""],  # an unset variable in a start script must not allow everything
 ], ids=" ".join)  # fmt: skip
 def test_wrong_flags_end_with_usage_and_exit_code_2(lab, flags):

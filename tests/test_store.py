@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,10 @@ import time
 import urllib.parse
 
 import pytest
-from harness import Lab, Server, until
+from harness import ROOT, Lab, Server, until
+
+sys.path.insert(0, ROOT)
+import server as server_module  # noqa: E402
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What the tests share
@@ -968,3 +972,64 @@ def test_a_report_that_could_not_be_written_is_not_acknowledged_with_the_lease_t
         queue.poll({"Hostname": "h", "Slots": 1, "Reports": [report]}, lambda: True)
     assert queue.find("1").state is module.State.RUNNING  # undone: so its client must report it again
     queue.stop()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A database of many lines, which is read many at a time
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def many_lines(count=4000):
+    """The lines of a database as the server writes it; job n stands in line n + 2."""
+    record = '"00000000-0000-4000-8000-%012x":{"ID":"00000000-0000-4000-8000-%012x","Params":["true","%d"],"Runtime":60,'
+    record += '"Number":%d,"State":"Q","SubmitTime":"2026-11-23T12:00:00.250000Z"},'
+    lines = ['{"Server":{"Format":1,"Id":"x","Journal":1,"Next":%d},' % (count + 1), '"Available":{']
+    lines += [record % (n, n, n, n) for n in range(1, count + 1)]
+    lines[-1] = lines[-1][:-1] + "},"
+    return lines + ['"Leased":{},', '"Finished":{},', '"Held":{}}']
+
+
+def loaded(folder, text, lot, monkeypatch):
+    """{Number: Params} of a database read so many characters at a time, or the sentence with which it is refused."""
+    path = os.path.join(folder, "jobs.json")
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+    monkeypatch.setattr(server_module, "LOT", lot)
+    queue = server_module.Queue(server_module.Store(path))
+    try:
+        queue.load()
+    except server_module.JobrunnerError as error:
+        queue.store.lock.release()
+        return str(error)
+    queue.store.close(clean=True)
+    return {job.number: job.params for job in queue.jobs.values()}
+
+
+@pytest.mark.parametrize("old, new", [("", ""), ("\n", "\r\n"), ("\n", ""), ("\n", "\n\n"), (",", ", "), ("{", "{\n")])
+def test_a_database_of_many_lines_is_read_whole_in_any_layout(tmp_path, monkeypatch, old, new):
+    text = "\n".join(many_lines()) + "\n"
+    assert len(text) > 2 * server_module.LOT
+    found = loaded(tmp_path, text.replace(old, new) if old else text, server_module.LOT, monkeypatch)
+    assert found == {n: ["true", str(n)] for n in range(1, 4001)}
+
+
+@pytest.mark.parametrize("number", [1, 2, 1500, 3000, 4000])
+@pytest.mark.parametrize(
+    "pattern, new, words",
+    [
+        ('"Runtime":60', '"Runtime":-60', "column 40: job '00000000"),
+        ('"Runtime":60', '"Runtime":6x0', "Expecting ',' delimiter"),
+        ('"true"', "NaN", "NaN is not JSON"),
+        ("$", ",", "Expecting value"),
+        ('^"', "", "expected a key in quotes"),
+        ('^"[^"]*":{"ID":"[^"]*', '"k":{"ID":"00000000-0000-4000-8000-000000000fa0', "line 4002 column 40: two jobs have"),
+    ],
+)
+def test_what_is_wrong_in_one_of_many_lines_is_told_with_its_place(tmp_path, monkeypatch, number, pattern, new, words):
+    lines = many_lines()
+    lines[number + 1] = re.sub(pattern, new, lines[number + 1], count=1)
+    text = "\n".join(lines) + "\n"
+    said = [loaded(tmp_path, text, lot, monkeypatch) for lot in (1 << 18, 10000, len(text))]
+    assert said[0] == said[1] == said[2]  # read line by line, in the last of them
+    if number != 4000:  # there some of them are other mistakes, or none
+        assert words in said[0] and ("two jobs" in words or f" line {number + 2} column " in said[0]), said[0]

@@ -295,6 +295,41 @@ def test_every_key_of_a_job_comes_back_as_it_came():
     assert Job.from_record(json.loads(json.dumps(FULL))).to_record() == FULL
 
 
+@pytest.mark.parametrize("left_out", [None, *FULL])
+def test_a_stored_record_is_read_as_any_other(left_out):
+    record = {key: value for key, value in FULL.items() if key != left_out} if left_out != "Params" else {**FULL, "Params": []}
+    results = []
+    for read in (Job.from_record, Job.from_stored):
+        try:
+            results.append(read(record).to_record())
+        except BadRequest as error:
+            results.append(str(error))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"Params": value} for value in (None, [], [""], ["a", 5], ["a", "\0"], "ab", ("a",), {"a": 1})),
+        *({"Runtime": value} for value in (-1, "5", 1.5, True, 10**12, None)),
+        *({"State": value} for value in ("X", None, 5, [])),
+        *({"SubmitTime": value} for value in ("yesterday", None, 5)),
+        *({"Number": value} for value in ("5", None, 1.0, True)),
+        *({"ID": value} for value in (5, None, "\0")),
+        {"Priority": "high"},
+        {"Colour": 1},
+    ],
+)
+def test_a_stored_record_that_is_odd_or_wrong_is_read_or_refused_as_any_other(wrong):
+    record, results = {**FULL, **wrong}, []
+    for read in (Job.from_record, Job.from_stored):
+        try:
+            results.append(read(record).to_record())
+        except BadRequest as error:
+            results.append(str(error))
+    assert results[0] == results[1]
+
+
 def test_every_key_of_the_contract_is_in_the_record_in_its_spelling():
     assert set(FULL) <= {field.key for field in jobrunner.FIELDS}
 
@@ -701,7 +736,7 @@ def test_resources_become_fields_of_the_record_in_its_units():
     }
 
 
-@pytest.mark.parametrize("text", ["", "walltime", "walltime=", "nodes=2", "mem=4gb,", "Mem=4gb"])
+@pytest.mark.parametrize("text", ["", "walltime", "walltime=", "disk=2", "mem=4gb,", "Mem=4gb"])
 def test_an_unknown_resource_is_refused_with_those_there_are(text):
     with pytest.raises(BadRequest) as refused:
         jobrunner.parse_resources(text)

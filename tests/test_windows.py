@@ -201,6 +201,10 @@ class Room:
         words = (words[0], "--server", self.server.url, *words[1:])
         return command(system or self.desk, self.lab.folder, *words)
 
+    def output(self, number):
+        """What a job printed."""
+        return self.server.get("/output", id=number)[1]["StdOut"]
+
     def run(self, *jobs):
         """The finished records of jobs that run at the same time."""
         return [self.server.over(number) for number in self.server.add(*jobs)]
@@ -277,6 +281,93 @@ def test_params_env_and_workdir_come_to_a_job_to_the_letter_and_its_output_back_
     for system in (LINUX, room.desk):
         assert room.command("qcat", printed["Number"], system=system).stdout == (PIECE * 6000)[-64 * 1024 :]
     assert room.command("qcat", "-e", printed["Number"]).stdout == PIECE[:9]
+
+
+SAYS = """#!/usr/bin/env -S python3 -S -E
+import json, sys
+print(json.dumps([sys.argv[1:], sys.flags.no_site, open(sys.argv[0], "rb").read().count(b"\\r"), "é日"]))
+"""
+GOTO = "@echo off\ngoto there\necho not here\n:there\necho got %1 %2\nexit /b 3\n"  # with no line end of Windows'
+
+
+def test_a_script_runs_by_what_its_name_or_its_hash_bang_line_or_its_shell_says(room):
+    def script(name, text, *arguments, **record):
+        return {"Params": [name, *arguments], "ScriptName": name, "Script": text, **record}
+
+    folder = EXE[room.system].rpartition("\\")[0]
+    says, words = {"Env": {"PYTHONIOENCODING": "utf-8"}}, [word for word in WORDS if word.isprintable()]
+    if room.system != LINUX:
+        says["Env"]["PATH"] = folder + ";C:\\windows\\system32"
+    jobs = [
+        script("a b.py", SAYS, *words, **says),
+        script("STDIN", SAYS.replace("\n", "\r\n").partition("\n")[2], "x", Shell=EXE[room.system], **says),
+    ]
+    if room.system != LINUX:
+        room.lab.write("powershell.bat", "@echo %*\r\n")  # Wine's own does nothing
+        jobs += [script("x.BAT", GOTO, "plain", "two words"), script("é.cmd", GOTO, Shell="cmd.exe"),
+                 script("x.PS1", "exit", "one", Env={"PATH": native(room.lab.folder)})]  # fmt: skip
+    ends = room.run(*jobs)
+    printed = [room.output(job["ID"]) for job in ends]
+    assert [job["ExitStatus"] for job in ends] == [0, 0, 3, 3, 0][: len(jobs)], ends
+    assert json.loads(printed[0]) == [words, 1, 0, "é日"]
+    assert json.loads(printed[1]) == [["x"], 0, 0 if room.system == LINUX else 2, "é日"]
+    if room.system != LINUX:
+        assert [text.split() for text in printed[2:4]] == [["got", "plain", '"two', 'words"'], ["got"]]
+        *flags, file, argument = printed[4].split()
+        assert flags == ["-ExecutionPolicy", "Bypass", "-File"] and argument == "one"
+        assert file.startswith(native(room.lab.folder)) and file.endswith("\\script-x.PS1")
+    until(lambda: not os.listdir(room.lab.path("jobrunner-spool", "jobs")), "the scripts to go")
+
+
+def test_a_script_that_nothing_on_this_machine_runs_has_failed_with_minus_8_and_its_comment_says_why(room):
+    wanted = [("x.sh", "#!/usr/bin/no-such-shell\n", [], {}, ["no-such-shell"]),
+              ("x.sh", "true", [], {"Shell": "/no/such shell"}, ["/no/such shell"])]  # fmt: skip
+    if room.system != LINUX:
+        wanted += [("x.sh", "true", [], {}, ["x.sh", ".bat", "#! line", "-S"]),
+                   ("x.sh", "echo", [], {"Shell": "cmd.exe"}, ["cmd.exe", ".bat"])]  # fmt: skip
+        wanted += [("x.bat", "echo >ran", [word], {}, ["batch file", repr(word)]) for word in ("a&b", "%PATH%", 'a"b')]
+    jobs = [{"Params": [name, *arguments], "ScriptName": name, "Script": text, **more}
+            for name, text, arguments, more, _ in wanted]  # fmt: skip
+    for job, (*_, words) in zip(room.run(*jobs), wanted):
+        assert (job["Status"], job["ExitStatus"]) == ("failed", -8), job
+        assert all(word in job["Comment"] for word in words) and len(job["Comment"].splitlines()) == 1, job["Comment"]
+    assert not os.path.exists(room.lab.path("ran"))
+
+
+TOLD = """if True:
+    import json, os
+    temp = os.environ["TMPDIR"]
+    print(json.dumps([dict(os.environ), os.listdir(temp), open(os.environ["PBS_NODEFILE"]).read()]))
+    path = os.path.join(temp, "read-only")
+    open(path, "w").close()
+    os.chmod(path, 0o400)"""
+
+
+def test_a_job_is_told_what_pbs_tells_it_and_has_a_folder_for_temporary_files_of_its_own(room):
+    text = "'; é日\n&|%PATH%" + "x" * 10_000
+    record = {"Params": [*room.python, "-c", TOLD], "Name": text, "Ncpus": 2, "Runtime": 90, "Owner": "ann@desk"}
+    given = {"PBS_JOBID": "1", "LONG": text, **({"pbs_np": "9"} if room.system != LINUX else {})}
+    (number,) = room.server.add({**record, "Env": given, "Array": "7"})
+    job = room.server.over(f"{number}[7]")
+    assert job["Status"] == "finished", job
+    environ, inside, nodes = json.loads(room.output(f"{number}[7]"))
+    told = {"PBS_JOBID": f"{number}[7]", "PBS_ARRAY_INDEX": "7", "PBS_ARRAY_ID": f"{number}[]", "PBS_JOBNAME": text,
+            "PBS_NP": "2", "NCPUS": "2", "PBS_WALLTIME": "90", "PBS_O_HOST": "desk", "LONG": text}  # fmt: skip
+    assert {name: environ.get(name) for name in told} == told
+    assert (inside, nodes) == ([], "room\nroom\n")
+    if room.system != LINUX:
+        assert environ["TEMP"] == environ["TMP"] == environ["TMPDIR"] and len(environ["TEMP"]) < 80
+    check = [*room.python, "-c", "import os, sys; sys.exit(os.path.exists(sys.argv[1]))", environ["TMPDIR"]]
+    until(lambda: not any(job["ID"] in name for name in os.listdir(room.lab.path("jobrunner-spool", "jobs"))))
+    (end,) = room.run(check)
+    assert end["ExitStatus"] == 0, environ["TMPDIR"]
+
+
+def test_outputs_join_or_go_nowhere_on_windows_too(room):
+    code = "import sys; print(1); sys.stdout.flush(); print(2, file=sys.stderr)"
+    job = {"Params": [*room.python, "-c", code]}
+    for ended, words in zip(room.run({**job, "Join": "oe"}, {**job, "StdOut": "/dev/null"}), (["1", "2"], [])):
+        assert ended["Status"] == "finished" and room.output(ended["ID"]).split() == words
 
 
 def test_qsub_typed_on_windows_gives_words_to_the_letter_waits_and_exits_with_the_jobs_status(room):
