@@ -1573,7 +1573,9 @@ def with_items(given: Record) -> Record:
     """What was given, its -V, --each-line and --sweep carried out; raises WrongUsage."""
     given = dict(given)
     if given.pop("environ", False):
-        caller = {name: value for name, value in os.environ.items() if name and "=" not in name}
+        # "=C:" and the like are Windows' own; folders for temporary files are the job's own
+        left_out = ("TMPDIR", "TEMP", "TMP") if WINDOWS else ("TMPDIR",)
+        caller = {n: value for n, value in os.environ.items() if n and "=" not in n and n.upper() not in left_out}
         given["Env"] = {**caller, **given.get("Env", {})}
     lines, sweep = given.pop("each_line", None), given.pop("sweep", None)
     if lines is not None and sweep:
@@ -1954,8 +1956,12 @@ def _pbs_array(job: Record) -> Record:
 
 
 def _exit_status(job: Record) -> Optional[int]:
-    """A finished job's exit status; an array's is 0 if all its subjobs finished, else 1."""
-    return shell_code(job) if "States" in job else job.get("ExitStatus")
+    """A finished job's exit status; an array's is 0 if all its subjobs finished, else 1; that of one that was deleted
+    without being run or waited for is as if it had been killed, as in OpenPBS: without one, programs think all is well."""
+    if "States" in job:
+        return shell_code(job)
+    deleted = job.get("Status") == "deleted" and job.get("ExitStatus") is None
+    return EXIT_SIGNALLED + 9 if deleted else job.get("ExitStatus")
 
 
 def _comment(job: Record) -> str:
@@ -2196,9 +2202,36 @@ def qwait(options: argparse.Namespace, api: ServerApi) -> int:
 
 
 def qdel(options: argparse.Namespace, api: ServerApi) -> int:
-    """Deletes jobs: at once if they wait, through their client if they run."""
-    _change(api, "/delete", options.jobs, _select(options), Force=options.W == "force")
-    return 0
+    """Deletes jobs, each for itself as in PBS: at once if it waits, through its client if it runs."""
+    names, select, force = options.jobs, _select(options), options.W == "force"
+    if select or not names:
+        _change(api, "/delete", [], select, Force=force)
+    try:
+        if names:
+            _change(api, "/delete", names, {}, Force=force)
+        return 0
+    except (UnknownJob, ServerRefused) as error:
+        return _delete_each(api, names, force) if len(names) > 1 else _not_deleted(error)
+
+
+def _delete_each(api: ServerApi, names: List[str], force: bool) -> int:
+    """One of the names cannot be deleted, and the server takes all or none."""
+    code = 0
+    for name in names:
+        try:
+            _change(api, "/delete", [name], {}, Force=force)
+        except (UnknownJob, ServerRefused) as error:
+            code = max(code, _not_deleted(error))
+    return code
+
+
+def _not_deleted(error: JobrunnerError) -> int:
+    """Says so; the exit code: one that is over already is as good as deleted, and programs take another code for a
+    failure of theirs."""
+    if not isinstance(error, UnknownJob) and error.status != BadState.status:
+        raise error
+    print(_error_line(error), file=sys.stderr)
+    return UNKNOWN_JOB if isinstance(error, UnknownJob) else 0
 
 
 def qhold(options: argparse.Namespace, api: ServerApi) -> int:

@@ -637,10 +637,8 @@ def _sync_folder(path: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class UnknownQueue(JobrunnerError):
+class UnknownQueue(BadRequest):
     """No queue has that name."""
-
-    status = 404
 
 
 class Poll:
@@ -1351,7 +1349,7 @@ class Queue:
                     self._check_submission(job)
                 number = self.next_number
                 self.next_number += len(added)
-        except (BadRequest, UnknownQueue) as error:
+        except BadRequest as error:
             of_many = f"job {place + 1} of {len(records)}: {error}; none was added"
             raise BadRequest(of_many if len(records) > 1 else str(error)) from None
         entry: Dict[str, Any] = {"Put": []}

@@ -166,6 +166,7 @@ class Lab:
     def popen(self, program, *arguments, python=sys.executable, log=None, **kwargs):
         """One of the three programs, started in the folder; what it writes to stderr goes to the file `log`."""
         command = ([python] if isinstance(python, str) else list(python)) + [os.path.join(ROOT, program)]
+        kwargs.setdefault("env", {**os.environ, "TMPDIR": self.folder})  # where clients that are killed leave folders
         err = open(self.path(log or program + ".log"), "ab")
         process = subprocess.Popen(command + [str(a) for a in arguments], cwd=self.folder, stderr=err, **kwargs)
         err.close()

@@ -212,3 +212,18 @@ def test_the_history_of_a_job_ends_with_its_latest_run():
 def test_the_history_of_a_job_that_is_not_over_says_last_why():
     assert jobrunner.history(QUEUED, moment(59))[-1] == (moment(59), "queued: waits for a free slot")
     assert jobrunner.history(ARRAY, moment(59))[-1] == (moment(59), "begun: 1 queued, 1 held, 2 running, 1 finished")
+
+
+@pytest.mark.parametrize(
+    "record, exit_status",
+    [
+        ({"Status": "deleted"}, 265),  # it never ran, or was not waited for
+        ({"Status": "deleted", "ExitStatus": 271}, 271),
+        ({"Status": "finished"}, None),  # reported by an original client, which does not say
+        ({"Status": "failed", "ExitStatus": -104}, -104),
+    ],
+)
+def test_whatever_did_not_end_well_has_an_exit_status_that_says_so(record, exit_status):
+    job = {"Label": "17", "Number": 17, "Name": "n", "Queue": "default", "Priority": 0, "Params": ["x"], "Runtime": 0}
+    shown = jobrunner.pbs_job({**job, "ID": "u", "State": "F", "SubmitTime": "2026-11-23T12:00:00Z", **record})
+    assert shown.get("Exit_status") == exit_status

@@ -424,3 +424,33 @@ def test_a_link_or_copy_under_a_commands_name_is_that_command(desk, tmp_path, li
 def test_wrong_usage_is_exit_code_2(lab, words):
     code, out, err = lab.command(*words.split(), env={"JOBRUNNER_SERVER": "127.0.0.1:1"})
     assert (code, out) == (2, "") and ": error: " in err.splitlines()[-1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Beside an original client
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_original_client_runs_subjobs_beside_ours(lab):
+    server = lab.server()
+    ran = lab.path("ran")
+    record = {"Params": ["sh", "-c", 'echo "$1 by $0" >>"$2"', "{index}", "x{index}", ran], "Runtime": 60}
+    (number,) = server.add({**record, "Array": "1-12", "MaxRunSubjobs": 3})
+
+    def original():
+        """One job, as an original client gets, runs and reports it; its ID."""
+        status, job = server.get("/request", hostname="old")
+        if status == 204:
+            return None
+        assert set(job) == {"ID", "Params", "Runtime"}
+        subprocess.run(job["Params"], check=True, timeout=30)
+        assert server.get("/finish", hostname="old", configuration=json.dumps(job)) == (200, None)
+        return job["ID"]
+
+    first = original()
+    lab.client(server, "--hostname", "new")
+    until(lambda: (original() or True) and server.status()["States"]["F"] == 12, "all subjobs to be over")
+    jobs = server.get("/jobs", number=number)[1]["Jobs"]
+    assert {job["Status"] for job in jobs} == {"finished"} and {job["Host"] for job in jobs} == {"old", "new"}
+    assert next(job for job in jobs if job["ID"] == first)["Index"] == 1
+    assert sorted(open(ran).read().split("\n")[:-1]) == sorted(f"x{n} by {n}" for n in range(1, 13))
