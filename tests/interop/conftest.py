@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import subprocess
+import tempfile
 
 import pytest
 from harness import ROOT, until
@@ -11,11 +13,12 @@ from harness import ROOT, until
 class Cluster:
     """What the tools under test find, and what it says when it is asked directly."""
 
-    def __init__(self, lab, server):
-        self.lab, self.server = lab, server
+    def __init__(self, lab, server, temp):
+        self.lab, self.server, self.temp = lab, server, temp
 
     def start_client(self, *arguments, max_jobs=2):
-        return self.lab.client(self.server, *arguments, max_jobs=max_jobs)
+        environment = {**os.environ, "TMPDIR": self.temp}
+        return self.lab.client(self.server, *arguments, max_jobs=max_jobs, env=environment)
 
     def run(self, *command):
         """(exit code, stdout, stderr) of a command found on the PATH, as the tools find it."""
@@ -40,7 +43,15 @@ class Cluster:
 
 
 @pytest.fixture
-def empty_cluster(lab, tmp_path, monkeypatch):
+def short_temp():
+    """A folder for temporary files with a short name: Parsl's workers make sockets there, whose names have 107 bytes."""
+    folder = tempfile.mkdtemp(prefix="i-")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def empty_cluster(short_temp, lab, tmp_path, monkeypatch):
     """The commands and a server; nothing runs until a client is started."""
     commands = tmp_path / "commands"
     commands.mkdir()
@@ -49,7 +60,7 @@ def empty_cluster(lab, tmp_path, monkeypatch):
     server = lab.server()
     monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("JOBRUNNER_SERVER", server.url)
-    return Cluster(lab, server)
+    return Cluster(lab, server, short_temp)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Parsl, unmodified, drives jobrunner through PBSProProvider and TorqueProvider, alone and under its own executor."""
 
+import concurrent.futures
 import operator
 import os
 import sysconfig
@@ -9,7 +10,7 @@ import pytest
 
 parsl = pytest.importorskip("parsl", reason="parsl is not installed")
 
-from harness import read, until  # noqa: E402
+from harness import PATIENCE, read, until  # noqa: E402
 from parsl.config import Config  # noqa: E402
 from parsl.executors import HighThroughputExecutor  # noqa: E402
 from parsl.jobs.states import JobState  # noqa: E402
@@ -152,9 +153,11 @@ def test_a_workflow_runs_in_a_block_and_the_block_is_deleted_at_its_end(cluster,
         # Functions of the standard library: the workers find them without finding this file.
         squares = [parsl.python_app(operator.mul, data_flow_kernel=kernel)(n, n) for n in range(10)]
         failing = parsl.bash_app(textwrap.dedent, data_flow_kernel=kernel)("exit 3")
-        assert [future.result(timeout=60) for future in squares] == [n * n for n in range(10)]
+        waiting = concurrent.futures.wait([*squares, failing], timeout=2 * PATIENCE).not_done
+        assert not waiting, outputs(provider)
+        assert [future.result() for future in squares] == [n * n for n in range(10)]
         with pytest.raises(parsl.app.errors.BashExitFailure) as failure:
-            failing.result(timeout=60)
+            failing.result()
         assert failure.value.exitcode == 3
         (block,) = executor.blocks_to_job_id.values()
         assert cluster.listed(block)["job_state"] == "R"
