@@ -212,7 +212,7 @@ class Model:
                 raise Refused(409)
             self.queues[name] = dict(QUEUE, **wish)
         elif name not in self.queues:
-            raise Refused(404)
+            raise Refused(400)
         elif action == "set":
             self.queues[name].update(wish)
         else:
@@ -501,7 +501,7 @@ class Model:
 
     def rerun(self, job, wish):
         if job["State"] == "F" and job["Queue"] not in self.queues:
-            raise Refused(404)
+            raise Refused(400)
         self.need("rerun", job)
         if job["State"] == "R":
             if not job["Rerunable"] or not job["Lease"]:
@@ -515,7 +515,7 @@ class Model:
     def move(self, job, wish):
         queue = self.queues.get(wish["Queue"])
         if queue is None:
-            raise Refused(404)
+            raise Refused(400)
         if not queue["Enabled"]:
             raise Refused(409)
         self.need("move", job)
