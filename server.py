@@ -860,10 +860,11 @@ class ArraySpec(NamedTuple):
         return cls(template.number, template.id, indices, *limits, template), items
 
     def subjobs(self, items: List[Any]) -> Iterator[Job]:
-        """Its jobs, made from the template: the tokens {index} and {item}, or the names in the items, are replaced in
-        Params, Env, StdOut and StdErr, once.  They differ from each other in as little memory as they can."""
-        job, names = self.template, {"index"}.union(*(item if isinstance(item, dict) else ("item",) for item in items))
-        fill, unset = _filler(names), {name: "{%s}" % name for name in names}
+        """Its jobs, made from the template: the tokens {index}, {name} (the job's) and {item}, or the names in the items, are
+        replaced in Params, Env, StdOut and StdErr, once.  They differ from each other in as little memory as they can."""
+        job, own_names = self.template, [item if isinstance(item, dict) else ("item",) for item in items]
+        names = {"index", "name"}.union(*own_names)
+        fill, unset = _filler(names), {**{name: "{%s}" % name for name in names}, "name": job.title}
         params, env = [fill(word) for word in job.params], {name: fill(text) for name, text in job.env.items()}
         paths = [(name, fill(getattr(job, name))) for name in ("stdout", "stderr") if getattr(job, name)]
         own_env = any(formatted for _, formatted in env.values())
