@@ -860,10 +860,11 @@ class ArraySpec(NamedTuple):
         return cls(template.number, template.id, indices, *limits, template), items
 
     def subjobs(self, items: List[Any]) -> Iterator[Job]:
-        """Its jobs, made from the template: the tokens {index} and {item}, or the names in the items, are replaced in
-        Params, Env, StdOut and StdErr, once.  They differ from each other in as little memory as they can."""
-        job, names = self.template, {"index"}.union(*(item if isinstance(item, dict) else ("item",) for item in items))
-        fill, unset = _filler(names), {name: "{%s}" % name for name in names}
+        """Its jobs, made from the template: the tokens {index}, {name} (the job's) and {item}, or the names in the items, are
+        replaced in Params, Env, StdOut and StdErr, once.  They differ from each other in as little memory as they can."""
+        job, own_names = self.template, [item if isinstance(item, dict) else ("item",) for item in items]
+        names = {"index", "name"}.union(*own_names)
+        fill, unset = _filler(names), {**{name: "{%s}" % name for name in names}, "name": job.title}
         params, env = [fill(word) for word in job.params], {name: fill(text) for name, text in job.env.items()}
         paths = [(name, fill(getattr(job, name))) for name in ("stdout", "stderr") if getattr(job, name)]
         own_env = any(formatted for _, formatted in env.values())
@@ -1599,13 +1600,16 @@ class Queue:
         """The first job in the queue's order that the node can run now, taken off its heap."""
         best: Optional[List[Tuple[int, int, int, str]]] = None
         first: Tuple[int, Any] = (0, None)
-        for need, heap in list(self.ready.items()):
+        for need, heap in list(self.ready.items()):  # the cheapest questions first: there may be thousands
+            if not need.fits(node, slots) or self._limit_reached(need):
+                continue
+            priority = -self.queues[need.queue].priority
+            if best and heap and (priority, heap[0]) >= first:
+                continue  # its head may be out of date, but what really comes first in it comes behind that
             if not self._has_head(need, heap):
                 del self.ready[need]
-            elif need.fits(node, slots) and not self._limit_reached(need) and not self._others_first(need, node):
-                place = (-self.queues[need.queue].priority, heap[0])
-                if best is None or place < first:
-                    best, first = heap, place
+            elif (best is None or (priority, heap[0]) < first) and not self._others_first(need, node):
+                best, first = heap, (priority, heap[0])
         return self.jobs[heapq.heappop(best)[3]] if best else None
 
     def _has_head(self, need: Need, heap: List[Tuple[int, int, int, str]]) -> bool:
@@ -2539,6 +2543,7 @@ class Queue:
         if new is None:
             if old:
                 del self.arrays[old.number], self.array_ids[old.id]
+                self.ready = {need: heap for need, heap in self.ready.items() if need.array != old.number}
         elif old is None:
             self.arrays[new.number] = Array(new)
             self.array_ids[new.id] = new.number
@@ -2555,6 +2560,7 @@ class Queue:
         if new is None:
             if old:
                 del self.queues[old.name]
+                self.ready = {need: heap for need, heap in self.ready.items() if need.queue != old.name}
         else:
             self.queues[new.name] = new
             self.queue_counts.setdefault(new.name, {state: 0 for state in State})

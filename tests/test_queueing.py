@@ -281,20 +281,20 @@ def test_what_are_no_indices_is_refused(text):
 @pytest.mark.parametrize("restarted", [None, False, True])
 def test_tokens_are_replaced_once_in_arrays_and_every_other_brace_is_data(lab, restarted):
     record = {
-        "Params": ["run", "{index}", "{index}{index}", '{"a":1}', "{item}", "{{index}}", "%(index)s %d", "{name}"],
+        "Params": ["run", "{index}", "{index}{index}", '{"a":1}', "{item}", "{{index}}", "%(index)s %d", "{name}", "{Name}"],
         "Env": {"I": "n{index}", "{index}": "kept"},
         "StdOut": "out.{index}",
         "StdErr": "{other}.txt",
         "WorkDir": "{index}",
-        "Name": "{index}",
+        "Name": "{index} n",
     }
     array, alone = lab.add({**record, "Array": "7"}, record)
     if restarted is not None:
         lab.restart(restarted)
     sub = lab.job(f"{array}[7]")
-    assert sub.params == ["run", "7", "77", '{"a":1}', "{item}", "{7}", "%(index)s %d", "{name}"]
+    assert sub.params == ["run", "7", "77", '{"a":1}', "{item}", "{7}", "%(index)s %d", "{index} n", "{Name}"]
     assert (sub.env, sub.stdout, sub.stderr) == ({"I": "n7", "{index}": "kept"}, "out.7", "{other}.txt")
-    assert (sub.workdir, sub.name) == ("{index}", "{index}")
+    assert (sub.workdir, sub.name) == ("{index}", "{index} n")
     one = lab.job(alone)
     assert (one.params, one.env, one.stdout) == (record["Params"], record["Env"], record["StdOut"])
 
