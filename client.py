@@ -1576,7 +1576,9 @@ class Agent:
             note(run.folder, {"Ending": status})
         except OSError as error:
             self.log.warning("spool.write folder=%s error=%r", run.folder, os_words(error))
-        if pid:
+        if pid and not self.options.kill_delay:
+            self._kill(run)  # at once: asked to end first, it might be gone before
+        elif pid:
             members = self._members(run)
             run.members = {process.pid: process.start for process in members}
             self.tools.end(pid, run.members)
@@ -1604,6 +1606,7 @@ class Agent:
             and (process.pgid == run.pid or (process.pid in run.members and process.start == run.members[process.pid]))
         ]
         if left and self.clock() >= (run.kill_at or 0):
+            run.killed = True
             self.tools.kill(run.pid, left)
         return bool(left)
 

@@ -495,10 +495,11 @@ class Store:
                 self._append(b"\n".join(batch.lines) + b"\n")
         except OSError as error:
             self._failed(batch, error)
-        with self._mutex:
-            self._under_way = None
-        batch.done = True
-        batch.written.set()
+        finally:
+            with self._mutex:
+                self._under_way = None
+            batch.done = True
+            batch.written.set()
         if self.account and not batch.error:
             self.account(batch.changes)
 
@@ -523,15 +524,17 @@ class Store:
             built_on_it.append(self.close_batch())
             return batch.changes + built_on_it[0].changes
 
-        self.undo(take)
         try:
             os.ftruncate(self.journal, self.journal_bytes)
             os.lseek(self.journal, 0, os.SEEK_END)
         except OSError as worse:
             log.error("store.failed file=%s error=%r", self.journal_path, os_words(worse))
-        for follower in built_on_it:
-            follower.error, follower.done = batch.error, True
-            follower.written.set()
+        try:
+            self.undo(take)
+        finally:  # nobody must wait for ever, whatever went wrong
+            for follower in built_on_it:
+                follower.error, follower.done = batch.error, True
+                follower.written.set()
 
     # -- the snapshot
 
@@ -860,10 +863,11 @@ class ArraySpec(NamedTuple):
         return cls(template.number, template.id, indices, *limits, template), items
 
     def subjobs(self, items: List[Any]) -> Iterator[Job]:
-        """Its jobs, made from the template: the tokens {index} and {item}, or the names in the items, are replaced in
-        Params, Env, StdOut and StdErr, once.  They differ from each other in as little memory as they can."""
-        job, names = self.template, {"index"}.union(*(item if isinstance(item, dict) else ("item",) for item in items))
-        fill, unset = _filler(names), {name: "{%s}" % name for name in names}
+        """Its jobs, made from the template: the tokens {index}, {name} (the job's) and {item}, or the names in the items, are
+        replaced in Params, Env, StdOut and StdErr, once.  They differ from each other in as little memory as they can."""
+        job, own_names = self.template, [item if isinstance(item, dict) else ("item",) for item in items]
+        names = {"index", "name"}.union(*own_names)
+        fill, unset = _filler(names), {**{name: "{%s}" % name for name in names}, "name": job.title}
         params, env = [fill(word) for word in job.params], {name: fill(text) for name, text in job.env.items()}
         paths = [(name, fill(getattr(job, name))) for name in ("stdout", "stderr") if getattr(job, name)]
         own_env = any(formatted for _, formatted in env.values())
@@ -1599,13 +1603,16 @@ class Queue:
         """The first job in the queue's order that the node can run now, taken off its heap."""
         best: Optional[List[Tuple[int, int, int, str]]] = None
         first: Tuple[int, Any] = (0, None)
-        for need, heap in list(self.ready.items()):
+        for need, heap in list(self.ready.items()):  # the cheapest questions first: there may be thousands
+            if not need.fits(node, slots) or self._limit_reached(need):
+                continue
+            priority = -self.queues[need.queue].priority
+            if best and heap and (priority, heap[0]) >= first:
+                continue  # its head may be out of date, but what really comes first in it comes behind that
             if not self._has_head(need, heap):
                 del self.ready[need]
-            elif need.fits(node, slots) and not self._limit_reached(need) and not self._others_first(need, node):
-                place = (-self.queues[need.queue].priority, heap[0])
-                if best is None or place < first:
-                    best, first = heap, place
+            elif (best is None or (priority, heap[0]) < first) and not self._others_first(need, node):
+                best, first = heap, (priority, heap[0])
         return self.jobs[heapq.heappop(best)[3]] if best else None
 
     def _has_head(self, need: Need, heap: List[Tuple[int, int, int, str]]) -> bool:
@@ -1633,16 +1640,19 @@ class Queue:
             tuple(job.failed_on),
         )
 
-    def _limit_reached(self, need: Need) -> str:
-        """Which rule keeps jobs of this need from running now, whatever the client; "" = none."""
+    def _limit_reached(self, need: Need) -> bool:
+        """True if a rule keeps jobs of this need from running now, whatever the client."""
+        return next(self._limits_reached(need), None) is not None
+
+    def _limits_reached(self, need: Need) -> Iterator[str]:
+        """Which rules do, each in words."""
         named = self.queues[need.queue]
         if not named.started:
-            return f"queue {named.name} is not started"
+            yield f"queue {named.name} is not started"
         if named.max_run and self.queue_counts[named.name][State.RUNNING] >= named.max_run:
-            return f"queue {named.name} is at max_run {named.max_run}"
+            yield f"queue {named.name} is at max_run {named.max_run}"
         if need.array and self.arrays[need.array].running >= self.arrays[need.array].spec.max_running:
-            return f"array {need.array}[] is at max_run_subjobs {self.arrays[need.array].spec.max_running}"
-        return ""
+            yield f"array {need.array}[] is at max_run_subjobs {self.arrays[need.array].spec.max_running}"
 
     def _others_first(self, need: Need, node: Node) -> bool:
         """True if the job has failed on this node, and there is another one that could run it."""
@@ -1856,7 +1866,9 @@ class Queue:
 
         def again(job: Job) -> Job:
             if job.state is State.FINISHED:
-                self._queue_named(job.queue)  # it may have been deleted since
+                if job.queue not in self.queues:
+                    words = f"its queue {job.queue} has been deleted, and rerun needs one that is there: create it again"
+                    raise BadState(f"cannot rerun job {job}: {words}")
                 return self._made_ready(self._noted(job, _run_words(job)).but(**_NEVER_RAN), "rerun")
             after = self._moved(job, "rerun", signal="rerun", comment=f"being rerun: {job.host} is told to end it")
             if not job.rerunable:
@@ -2279,29 +2291,32 @@ class Queue:
     def why_queued(self, job: Job) -> str:
         """Why a queued job does not run yet, for a person; the caller need not hold the lock."""
         up, need = [node for node in list(self.nodes.values()) if not node.down], self._need(job)
-        rule = self._limit_reached(need)
-        if rule:
-            return rule
+        reasons = list(self._limits_reached(need))
+        fitting = [node for node in up if need.fits(node, max(node.slots, 1))]
         if not up:
-            return "no client is connected"
-        if any(need.fits(node, max(node.slots, 1)) for node in up):
-            return "waits for a free slot"
-        return "; ".join(self._unmet(need, up)) or "no client has all that it needs together"
+            reasons.append("no client is connected")
+        elif not fitting:
+            reasons += self._unmet(need, up) or ["no client has all that it needs together"]
+        elif not reasons and any(node.host not in need.failed_on for node in fitting) and need.failed_on:
+            reasons.append(f"waits for a free slot on another client than {', '.join(need.failed_on)}, where it failed")
+        return "; ".join(reasons) or "waits for a free slot"
 
     @staticmethod
-    def _unmet(need: Need, up: List[Node]) -> Iterator[str]:
+    def _unmet(need: Need, up: List[Node]) -> List[str]:
         """Which of a job's needs no client meets, each in words."""
+        found = []
         if max(max(node.slots, 1) for node in up) < need.ncpus:
-            yield f"needs {need.ncpus} slots: no client has so many"
+            found.append(f"needs {need.ncpus} slots: no client has so many")
         for word in need.requires:
             if not any(word in node.properties for node in up):
-                yield f"needs {word}: no client has it"
+                found.append(f"needs {word}: no client has it")
         if all(node.queues is not None and need.queue not in node.queues for node in up):
-            yield f"no client serves queue {need.queue}"
+            found.append(f"no client serves queue {need.queue}")
         if all(node.host in need.refused_by for node in up):
-            yield f"needs a client other than {', '.join(need.refused_by)}: there is none"
+            found.append(f"needs a client other than {', '.join(need.refused_by)}: there is none")
         if not need.plain and all(node.original for node in up):
-            yield "needs a client of this version: there is none"
+            found.append("needs a client of this version: there is none")
+        return found
 
     def picture(self) -> List[Job]:
         """Every job at one moment."""
@@ -2412,7 +2427,8 @@ class Queue:
             changes = take()
             for old, new in reversed(changes):
                 self._put(new, old)
-            self._wake([old for old, _ in changes if type(old) is Job and old.state is State.QUEUED])
+            there = [self.jobs[old.id] for old, _ in changes if type(old) is Job and old.id in self.jobs]
+            self._wake([job for job in there if job.state is State.QUEUED])
 
     def _put(self, old: Any, new: Any) -> Any:
         """Replaces a job, an array or a named queue (None: there was none, there is none) and everything that follows
@@ -2539,6 +2555,7 @@ class Queue:
         if new is None:
             if old:
                 del self.arrays[old.number], self.array_ids[old.id]
+                self.ready = {need: heap for need, heap in self.ready.items() if need.array != old.number}
         elif old is None:
             self.arrays[new.number] = Array(new)
             self.array_ids[new.id] = new.number
@@ -2555,6 +2572,7 @@ class Queue:
         if new is None:
             if old:
                 del self.queues[old.name]
+                self.ready = {need: heap for need, heap in self.ready.items() if need.queue != old.name}
         else:
             self.queues[new.name] = new
             self.queue_counts.setdefault(new.name, {state: 0 for state in State})

@@ -16,6 +16,8 @@ import random
 import shutil
 import sys
 import tempfile
+import threading
+import traceback
 
 import pytest
 
@@ -212,7 +214,7 @@ class Model:
                 raise Refused(409)
             self.queues[name] = dict(QUEUE, **wish)
         elif name not in self.queues:
-            raise Refused(404)
+            raise Refused(400)
         elif action == "set":
             self.queues[name].update(wish)
         else:
@@ -501,7 +503,7 @@ class Model:
 
     def rerun(self, job, wish):
         if job["State"] == "F" and job["Queue"] not in self.queues:
-            raise Refused(404)
+            raise Refused(409)
         self.need("rerun", job)
         if job["State"] == "R":
             if not job["Rerunable"] or not job["Lease"]:
@@ -515,7 +517,7 @@ class Model:
     def move(self, job, wish):
         queue = self.queues.get(wish["Queue"])
         if queue is None:
-            raise Refused(404)
+            raise Refused(400)
         if not queue["Enabled"]:
             raise Refused(409)
         self.need("move", job)
@@ -890,18 +892,25 @@ class Course:
             array = self.model.arrays.get(number, {"MaxRunSubjobs": 0})["MaxRunSubjobs"]
             assert not array or sum(job.number == number for job in running) <= array
 
-    def check_counts(self):
-        """Every count equals a recount of /dump, and every job is in one bucket of it."""
+    def check_counts_alone(self):
+        """Every count equals a recount of /dump, and every job is in one bucket of it.  Returns the jobs of it."""
         dump, status = self.call("/dump")[1], self.call("/status")[1]
         jobs = [job for bucket in dump.values() for job in bucket.values()]
-        assert len({job["ID"] for job in jobs}) == len(jobs) == len(self.ids) == status["Jobs"]
+        assert len({job["ID"] for job in jobs}) == len(jobs) == status["Jobs"]
         assert status["States"] == {s: sum(job["State"] == s for job in jobs) for s in "QHWRF"}, status
         for name, count in status["Statuses"].items():
             assert count == sum(job.get("Status") == name for job in jobs), (name, status)
         for queue in self.call("/queues")[1]["Queues"]:
             mine = [job for job in jobs if job.get("Queue", "default") == queue["Name"]]
             assert queue["States"] == {s: sum(job["State"] == s for job in mine) for s in "QHWRF"}, queue
-            assert {key: queue[key] for key in QUEUE} == self.model.queues[queue["Name"]]
+        return jobs
+
+    def check_counts(self):
+        """All that is counted, and what the model knows of queues and arrays."""
+        jobs = self.check_counts_alone()
+        assert len(jobs) == len(self.ids)
+        queues = {queue["Name"]: {key: queue[key] for key in QUEUE} for queue in self.call("/queues")[1]["Queues"]}
+        assert queues == self.model.queues
         for number, limits in self.model.arrays.items():
             array, mine = self.call("/job", id=f"{number}[]")[1], [job for job in jobs if job["Number"] == number]
             assert array["States"] == {s: sum(job["State"] == s for job in mine) for s in "QHWRF"}, array
@@ -937,10 +946,154 @@ def play(seed, steps, folder):
     Course(seed, folder).run(steps)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(20))
 def test_every_verb_in_random_order_does_what_the_model_does(seed, tmp_path):
     with quick():
         play(seed, 300, str(tmp_path / "course"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A disk that fails, with many at once
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class FailingStore(server.Store):
+    """A store whose disk is full now and then, having written a part."""
+
+    def __init__(self, path, seed):
+        super().__init__(path)
+        self.chance, self.often, self.failures = random.Random(seed), 0, 0
+
+    def _append(self, data):
+        if self.chance.random() < self.often:
+            self.failures += 1
+            if self.journal_bytes:
+                os.write(self.journal, data[: self.chance.randrange(len(data))])
+            raise OSError(28, "No space left on device")
+        super()._append(data)
+
+
+class Crowd(Course):
+    """Threads that ask for whatever comes to their minds, of a server whose disk fails."""
+
+    def start(self):
+        os.makedirs(os.path.join(self.folder, str(self.generation)), exist_ok=True)
+        self.store = FailingStore(os.path.join(self.folder, str(self.generation), "jobs.json"), self.seed)
+        self.queue = server.Queue(self.store, lambda: float(self.model.now), NODE_TIMEOUT, 50)
+        self.queue.load()
+        self.acknowledged, self.errors = [], []
+
+    def member(self, number, requests):
+        chance, runs = random.Random(self.seed * 100 + number), []
+        try:
+            for poll in range(1, requests + 1):
+                getattr(self, chance.choice(["submits", "polls", "polls", "polls", "ends", "ends", "changes"]))(chance, number, runs, poll)
+        except BaseException as error:  # a thread's own would be lost
+            self.errors.append("".join(traceback.format_exception(type(error), error, error.__traceback__)))
+
+    def submits(self, chance, number, runs, poll):
+        record = {"Params": ["x"], **chance.choice([{}, {"Array": "1-4", "MaxFails": 1, "MaxRunSubjobs": 2}, {"Retries": 1}])}
+        record.update(chance.choice([{}, {"Queue": "long"}, {"Depend": [f"{chance.choice(KINDS)}:{self.some(chance)}"]},
+                                     {"StartAfter": format_time(self.model.now + 20)}]))  # fmt: skip
+        status, answer = self.call("/add", [record])
+        self.acknowledged += [entry["Number"] for entry in answer] if status == 200 else []
+
+    def some(self, chance):
+        return str(max(1, self.queue.next_number - chance.randrange(15)))
+
+    def polls(self, chance, number, runs, poll):
+        named = [{"ID": job["ID"], "Lease": job["Lease"]} for job in runs]
+        wish = {"Hostname": f"h{number % 2}", "Slots": chance.choice([0, 1, 3]), "Wait": chance.choice([0, 0.01]), "Running": named,
+                "Poll": poll, "Node": {"Client": str(number), "Session": 1, "Slots": 3}}  # fmt: skip
+        status, answer = self.call("/request", wish)
+        runs += answer["Jobs"] if status == 200 else []
+
+    def ends(self, chance, number, runs, poll):
+        for job in runs[:2]:
+            end = chance.choice([{"ExitStatus": 0}, {"ExitStatus": 1}, {"Status": "released"}])
+            report = {"ID": job["ID"], "Lease": job["Lease"], "Hostname": f"h{number % 2}", **end}
+            if self.call("/finish", [report])[0] == 200:
+                runs.remove(job)
+
+    def changes(self, chance, number, runs, poll):
+        name, pick = self.some(chance), chance.choice
+        action = pick(["create", "set", "delete"])
+        self.call(*pick([
+            ("/hold", {"IDs": [name]}), ("/release", {"IDs": [name]}), ("/delete", {"IDs": [name]}), ("/rerun", {"IDs": [name]}),
+            ("/rerun", {"Select": {"Status": "failed"}}), ("/alter", {"IDs": [name], "Set": {"Priority": poll % 7}}),
+            ("/alter", {"IDs": [name], "Set": {"MaxRunSubjobs": poll % 3, "MaxFails": poll % 2}}),
+            ("/queue", {"Name": "long", "Action": action, "Set": {} if action == "delete" else {"MaxRun": poll % 3}}),
+        ]))  # fmt: skip
+        if number == 0:
+            self.model.now += pick([0, 1, 3])
+            with contextlib.suppress(JobrunnerError):
+                self.queue.tick()
+            if chance.random() < 0.1:
+                self.queue.snapshot()
+
+    def picture(self):
+        """All that there is, but for the ends of leases, which are not written."""
+        with self.queue.lock:
+            queue = self.queue
+            jobs = {job.id: {k: v for k, v in job.to_record().items() if k != "Expiry"} for job in queue.jobs.values()}
+            arrays = [(a.spec.to_record(), a.states, {k: n for k, n in a.statuses.items() if n}, a.begun, a.aborted)
+                      for _, a in sorted(queue.arrays.items())]  # fmt: skip
+            awaited = {target: {text: set(ids) for text, ids in texts.items()} for target, texts in queue.awaited.items()}
+            return jobs, arrays, awaited, queue.queues, dict(queue.counts)
+
+    def lost(self):
+        """Jobs that nothing would bring up any more: queued in no heap, or with an end of time that no alarm is set for."""
+        queue, alarms = self.queue, {job_id for _, job_id in self.queue.alarms}
+        for job in queue.jobs.values():
+            if job.state is server.State.QUEUED and server._order(job) not in queue.ready.get(queue._need(job), []):
+                yield job
+            if job.id not in alarms and (job.state is server.State.WAITING or job.state is server.State.RUNNING and job.expiry):
+                yield job
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_after_failures_of_the_disk_what_is_in_memory_is_what_a_start_reads(seed, tmp_path):
+    with quick():
+        crowd = Crowd(seed, str(tmp_path))
+        crowd.store.often = 0.15
+        threads = [threading.Thread(target=crowd.member, args=(number, 250)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert not crowd.errors and not any(thread.is_alive() for thread in threads), crowd.errors
+        assert crowd.store.failures > 20 and len(crowd.acknowledged) > 50
+        crowd.store.often = 0
+        crowd.store.wait(crowd.store.unwritten())
+        crowd.check_counts_alone()
+        before, acknowledged = crowd.picture(), crowd.acknowledged
+        assert not [str(job) for job in crowd.lost()]
+        crowd.let_go()
+        crowd.start()
+        after = crowd.picture()
+        for what, there, here in zip(("jobs", "arrays", "awaited", "queues", "counts"), before, after):
+            assert there == here, what
+        for number in acknowledged:
+            crowd.queue.find(str(number))
+        crowd.let_go()
+
+
+def test_an_array_with_a_limit_is_drained_in_order_and_never_over_it(tmp_path):
+    with quick():
+        crowd, runs, begun = Crowd(1, str(tmp_path)), {n: [] for n in range(4)}, []
+        assert crowd.call("/add", {"Params": ["x"], "Array": "1-2000", "MaxRunSubjobs": 10})[0] == 200
+        while len(begun) < 2000 or any(runs.values()):
+            number = crowd.chance.randrange(4)
+            over = [run for run in runs[number] if crowd.chance.random() < 0.5]
+            runs[number] = [run for run in runs[number] if run not in over]
+            wish = {"Hostname": f"h{number}", "Slots": 4, "Reports": [{**run, "ExitStatus": 0} for run in over]}
+            for job in crowd.call("/request", wish)[1]["Jobs"]:
+                runs[number].append({"ID": job["ID"], "Lease": job["Lease"], "Hostname": f"h{number}"})
+                begun.append(job["Index"])
+            running = crowd.call("/status")[1]["States"]["R"]
+            assert running == sum(map(len, runs.values())) <= 10
+        assert begun == list(range(1, 2001))
+        crowd.let_go()
 
 
 if __name__ == "__main__":

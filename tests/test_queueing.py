@@ -194,7 +194,7 @@ def test_a_queue_is_deleted_only_when_it_holds_no_unfinished_job_and_default_nev
         assert list(lab.queue.queues) == ["default"]
         with pytest.raises(BadRequest, match="there is no queue long: there are default"):
             lab.add("2", Queue="long")
-        with pytest.raises(server_module.UnknownQueue, match="no queue long"):
+        with pytest.raises(BadState, match=f"cannot rerun job {number}: its queue long has been deleted"):
             lab.verb("rerun", number)
         lab.restart(clean)
 
@@ -250,6 +250,12 @@ def test_why_a_job_waits_is_said_in_words_a_reason_each(lab):
     assert lab.queue.why_queued(job) == "needs 4 slots: no client has so many; needs java17: no client has it"
     (other,) = lab.add("x", Depend=[f"afterok:{number}"])
     assert lab.job(other).comment == f"held by afterok:{number}"
+    create(lab, "long", Started=False)
+    (third,) = lab.add("x", Queue="long", Requires=["java17"])
+    assert lab.queue.why_queued(lab.job(third)) == "queue long is not started; needs java17: no client has it"
+    lab.poll("other", 0)
+    (retried,) = lab.add("x", Requires=["host=pc"], Retries=1)
+    assert lab.queue.why_queued(lab.job(retried)) == "waits for a free slot"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -281,20 +287,20 @@ def test_what_are_no_indices_is_refused(text):
 @pytest.mark.parametrize("restarted", [None, False, True])
 def test_tokens_are_replaced_once_in_arrays_and_every_other_brace_is_data(lab, restarted):
     record = {
-        "Params": ["run", "{index}", "{index}{index}", '{"a":1}', "{item}", "{{index}}", "%(index)s %d", "{name}"],
+        "Params": ["run", "{index}", "{index}{index}", '{"a":1}', "{item}", "{{index}}", "%(index)s %d", "{name}", "{Name}"],
         "Env": {"I": "n{index}", "{index}": "kept"},
         "StdOut": "out.{index}",
         "StdErr": "{other}.txt",
         "WorkDir": "{index}",
-        "Name": "{index}",
+        "Name": "{index} n",
     }
     array, alone = lab.add({**record, "Array": "7"}, record)
     if restarted is not None:
         lab.restart(restarted)
     sub = lab.job(f"{array}[7]")
-    assert sub.params == ["run", "7", "77", '{"a":1}', "{item}", "{7}", "%(index)s %d", "{name}"]
+    assert sub.params == ["run", "7", "77", '{"a":1}', "{item}", "{7}", "%(index)s %d", "{index} n", "{Name}"]
     assert (sub.env, sub.stdout, sub.stderr) == ({"I": "n7", "{index}": "kept"}, "out.7", "{other}.txt")
-    assert (sub.workdir, sub.name) == ("{index}", "{index}")
+    assert (sub.workdir, sub.name) == ("{index}", "{index} n")
     one = lab.job(alone)
     assert (one.params, one.env, one.stdout) == (record["Params"], record["Env"], record["StdOut"])
 
