@@ -495,10 +495,11 @@ class Store:
                 self._append(b"\n".join(batch.lines) + b"\n")
         except OSError as error:
             self._failed(batch, error)
-        with self._mutex:
-            self._under_way = None
-        batch.done = True
-        batch.written.set()
+        finally:
+            with self._mutex:
+                self._under_way = None
+            batch.done = True
+            batch.written.set()
         if self.account and not batch.error:
             self.account(batch.changes)
 
@@ -523,15 +524,17 @@ class Store:
             built_on_it.append(self.close_batch())
             return batch.changes + built_on_it[0].changes
 
-        self.undo(take)
         try:
             os.ftruncate(self.journal, self.journal_bytes)
             os.lseek(self.journal, 0, os.SEEK_END)
         except OSError as worse:
             log.error("store.failed file=%s error=%r", self.journal_path, os_words(worse))
-        for follower in built_on_it:
-            follower.error, follower.done = batch.error, True
-            follower.written.set()
+        try:
+            self.undo(take)
+        finally:  # nobody must wait for ever, whatever went wrong
+            for follower in built_on_it:
+                follower.error, follower.done = batch.error, True
+                follower.written.set()
 
     # -- the snapshot
 
@@ -1637,16 +1640,19 @@ class Queue:
             tuple(job.failed_on),
         )
 
-    def _limit_reached(self, need: Need) -> str:
-        """Which rule keeps jobs of this need from running now, whatever the client; "" = none."""
+    def _limit_reached(self, need: Need) -> bool:
+        """True if a rule keeps jobs of this need from running now, whatever the client."""
+        return next(self._limits_reached(need), None) is not None
+
+    def _limits_reached(self, need: Need) -> Iterator[str]:
+        """Which rules do, each in words."""
         named = self.queues[need.queue]
         if not named.started:
-            return f"queue {named.name} is not started"
+            yield f"queue {named.name} is not started"
         if named.max_run and self.queue_counts[named.name][State.RUNNING] >= named.max_run:
-            return f"queue {named.name} is at max_run {named.max_run}"
+            yield f"queue {named.name} is at max_run {named.max_run}"
         if need.array and self.arrays[need.array].running >= self.arrays[need.array].spec.max_running:
-            return f"array {need.array}[] is at max_run_subjobs {self.arrays[need.array].spec.max_running}"
-        return ""
+            yield f"array {need.array}[] is at max_run_subjobs {self.arrays[need.array].spec.max_running}"
 
     def _others_first(self, need: Need, node: Node) -> bool:
         """True if the job has failed on this node, and there is another one that could run it."""
@@ -1860,7 +1866,9 @@ class Queue:
 
         def again(job: Job) -> Job:
             if job.state is State.FINISHED:
-                self._queue_named(job.queue)  # it may have been deleted since
+                if job.queue not in self.queues:
+                    words = f"its queue {job.queue} has been deleted, and rerun needs one that is there: create it again"
+                    raise BadState(f"cannot rerun job {job}: {words}")
                 return self._made_ready(self._noted(job, _run_words(job)).but(**_NEVER_RAN), "rerun")
             after = self._moved(job, "rerun", signal="rerun", comment=f"being rerun: {job.host} is told to end it")
             if not job.rerunable:
@@ -2283,29 +2291,32 @@ class Queue:
     def why_queued(self, job: Job) -> str:
         """Why a queued job does not run yet, for a person; the caller need not hold the lock."""
         up, need = [node for node in list(self.nodes.values()) if not node.down], self._need(job)
-        rule = self._limit_reached(need)
-        if rule:
-            return rule
+        reasons = list(self._limits_reached(need))
+        fitting = [node for node in up if need.fits(node, max(node.slots, 1))]
         if not up:
-            return "no client is connected"
-        if any(need.fits(node, max(node.slots, 1)) for node in up):
-            return "waits for a free slot"
-        return "; ".join(self._unmet(need, up)) or "no client has all that it needs together"
+            reasons.append("no client is connected")
+        elif not fitting:
+            reasons += self._unmet(need, up) or ["no client has all that it needs together"]
+        elif not reasons and any(node.host not in need.failed_on for node in fitting) and need.failed_on:
+            reasons.append(f"waits for a free slot on another client than {', '.join(need.failed_on)}, where it failed")
+        return "; ".join(reasons) or "waits for a free slot"
 
     @staticmethod
-    def _unmet(need: Need, up: List[Node]) -> Iterator[str]:
+    def _unmet(need: Need, up: List[Node]) -> List[str]:
         """Which of a job's needs no client meets, each in words."""
+        found = []
         if max(max(node.slots, 1) for node in up) < need.ncpus:
-            yield f"needs {need.ncpus} slots: no client has so many"
+            found.append(f"needs {need.ncpus} slots: no client has so many")
         for word in need.requires:
             if not any(word in node.properties for node in up):
-                yield f"needs {word}: no client has it"
+                found.append(f"needs {word}: no client has it")
         if all(node.queues is not None and need.queue not in node.queues for node in up):
-            yield f"no client serves queue {need.queue}"
+            found.append(f"no client serves queue {need.queue}")
         if all(node.host in need.refused_by for node in up):
-            yield f"needs a client other than {', '.join(need.refused_by)}: there is none"
+            found.append(f"needs a client other than {', '.join(need.refused_by)}: there is none")
         if not need.plain and all(node.original for node in up):
-            yield "needs a client of this version: there is none"
+            found.append("needs a client of this version: there is none")
+        return found
 
     def picture(self) -> List[Job]:
         """Every job at one moment."""
@@ -2416,7 +2427,8 @@ class Queue:
             changes = take()
             for old, new in reversed(changes):
                 self._put(new, old)
-            self._wake([old for old, _ in changes if type(old) is Job and old.state is State.QUEUED])
+            there = [self.jobs[old.id] for old, _ in changes if type(old) is Job and old.id in self.jobs]
+            self._wake([job for job in there if job.state is State.QUEUED])
 
     def _put(self, old: Any, new: Any) -> Any:
         """Replaces a job, an array or a named queue (None: there was none, there is none) and everything that follows

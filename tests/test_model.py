@@ -510,7 +510,7 @@ class Model:
 
     def rerun(self, job, wish):
         if job["State"] == "F" and job["Queue"] not in self.queues:
-            raise Refused(400)
+            raise Refused(409)
         self.need("rerun", job)
         if job["State"] == "R":
             if not job["Rerunable"] or not job["Lease"]:

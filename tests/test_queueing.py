@@ -194,7 +194,7 @@ def test_a_queue_is_deleted_only_when_it_holds_no_unfinished_job_and_default_nev
         assert list(lab.queue.queues) == ["default"]
         with pytest.raises(BadRequest, match="there is no queue long: there are default"):
             lab.add("2", Queue="long")
-        with pytest.raises(server_module.UnknownQueue, match="no queue long"):
+        with pytest.raises(BadState, match=f"cannot rerun job {number}: its queue long has been deleted"):
             lab.verb("rerun", number)
         lab.restart(clean)
 
@@ -250,6 +250,12 @@ def test_why_a_job_waits_is_said_in_words_a_reason_each(lab):
     assert lab.queue.why_queued(job) == "needs 4 slots: no client has so many; needs java17: no client has it"
     (other,) = lab.add("x", Depend=[f"afterok:{number}"])
     assert lab.job(other).comment == f"held by afterok:{number}"
+    create(lab, "long", Started=False)
+    (third,) = lab.add("x", Queue="long", Requires=["java17"])
+    assert lab.queue.why_queued(lab.job(third)) == "queue long is not started; needs java17: no client has it"
+    lab.poll("other", 0)
+    (retried,) = lab.add("x", Requires=["host=pc"], Retries=1)
+    assert lab.queue.why_queued(lab.job(retried)) == "waits for a free slot"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
