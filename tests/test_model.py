@@ -1,5 +1,5 @@
-"""Every verb in random order, against a model: the rules of docs/protocol.md once more, written to be read and not to be
-fast, with lists and scans where server.py has heaps and counters.
+"""Every verb in random order, against a model: the rules of docs/protocol.md once more, written to be read and not to
+be fast, with lists and scans where server.py has heaps and counters.
 
 A Course plays one course of steps on both, driving the routes in process on a clock of its own, and compares after each
 step: what was answered, which jobs were given out in which order, and all jobs.  Now and then the server is stopped, or
@@ -8,6 +8,7 @@ dies, and is started again from its files; nobody must be able to tell.
 By hand, until something fails or the steps are over:  python3 tests/test_model.py SEED STEPS [COURSES]
 """
 
+import collections
 import contextlib
 import json
 import logging
@@ -70,11 +71,11 @@ class Model:
 
     def all_or_none(self, function, *words):
         """What the function returns, and 200; or None and the status of its refusal, nothing being changed."""
-        kept = {**self.__dict__, "jobs": _copies(self.jobs), "queues": _copies(self.queues), "arrays": _copies(self.arrays), "failing": set()}
+        kept = {**self.__dict__, **{name: _copies(self.__dict__[name]) for name in ("jobs", "queues", "arrays")}}
         try:
             result = function(*words)
         except Refused as refusal:
-            self.__dict__.update(kept)
+            self.__dict__.update(kept, failing=set())
             return refusal.status, None
         self.settle()
         return 200, result
@@ -110,8 +111,8 @@ class Model:
         waits = job["StartAfter"] is not None and job["StartAfter"] > self.now
         job["State"] = "H" if job["Hold"] or job["Depend"] else "W" if waits else "Q"
 
-    def over(self, job, status, exit_status=None, end=None):
-        job.update(State="F", Status=status, ExitStatus=exit_status, EndTime=self.now if end is None else end, Signal="")
+    def over(self, job, status, exit_status=None):
+        job.update(State="F", Status=status, ExitStatus=exit_status, EndTime=self.now, Signal="")
         if self.has_failed(job):
             self.failing.add(job["Number"])
 
@@ -252,6 +253,9 @@ class Model:
         others = [other for other in self.nodes.values() if not other["Down"] and other["Host"] not in job["FailedOn"]]
         return node["Host"] in job["FailedOn"] and any(self.fits(job, o, max(o["Slots"], 1)) for o in others)
 
+    def place(self, job):
+        return -self.queues[job["Queue"]]["Priority"], -job["Priority"], job["Number"], job["Index"] or 0
+
     def lease(self, node, slots):
         """The jobs given to a client, in order."""
         given = []
@@ -260,7 +264,7 @@ class Model:
             can = [job for job in can if not self.kept_back(job) and not self.others_first(job, node)]
             if not can:
                 break
-            job = min(can, key=lambda j: (-self.queues[j["Queue"]]["Priority"], -j["Priority"], j["Number"], j["Index"] or 0))
+            job = min(can, key=self.place)
             ends = self.now + (job["Runtime"] + ORIGINAL_LEASE if node["Original"] else REQUEUE_AFTER)
             job.update(State="R", Host=node["Host"], StartTime=self.now, Expiry=ends, RunCount=job["RunCount"] + 1)
             job.update(Lease="", Reported=False, LeaseEnded=False)  # `told` gives our clients' jobs a lease
@@ -310,14 +314,17 @@ class Model:
                     signals[job["Label"]] = "delete"
                 elif named["Limits"] != [job["Runtime"], job["Memory"], 0]:
                     signals[job["Label"]] = "alter"
-        known = [named["Label"] for named in request["Running"] if named["Signal"] == "delete"]
-        return given, {label: signal for label, signal in signals.items() if signal != "delete" or label not in known}, may
+        for named in request["Running"]:
+            if named["Signal"] == signals.get(named["Label"]) == "delete":
+                del signals[named["Label"]]  # it knows
+        return given, signals, may
 
     def told(self, request, leases):
         """The server's answer has told the leases: {label: lease}."""
+        node = self.nodes[request["Hostname"], request["Node"]["Client"]]
         for label, lease in leases.items():
             self.jobs[label]["Lease"] = lease
-            self.nodes[request["Hostname"], request["Node"]["Client"]]["Handed"].setdefault(request["Poll"], {})[label] = lease
+            node["Handed"].setdefault(request["Poll"], {})[label] = lease
 
     @staticmethod
     def resumes(job, host):
@@ -555,14 +562,14 @@ class Model:
 # A course: random steps on both
 # ---------------------------------------------------------------------------------------------------------------------
 
-HOSTS = ("a", "b", "c")
+CLIENTS = ("a1", "a2", "b1", "c1")  # the first letter is the host's name
 KINDS = ("after", "afterok", "afternotok", "afterany")
 COMPARED = [key for key in JOB if key not in ("Env", "StartTime")]
 COMPARED_OVER = [key for key in COMPARED if key not in ("Depend", "RefusedBy", "Expiry")]  # of no importance any more
 TIMES = ("StartAfter", "Expiry", "EndTime")
 ENDS = [
-    {"ExitStatus": 0}, {"ExitStatus": 0}, {"ExitStatus": 0}, {"ExitStatus": 1}, {"ExitStatus": 1}, {"ExitStatus": 2}, {},
-    {"Status": "timeout"}, {"Status": "dead"}, {"Status": "memory", "ExitStatus": -10}, {"Status": "released"},
+    {"ExitStatus": 0}, {"ExitStatus": 0}, {"ExitStatus": 0}, {"ExitStatus": 1}, {"ExitStatus": 1}, {"ExitStatus": 2},
+    {}, {"Status": "timeout"}, {"Status": "dead"}, {"Status": "memory", "ExitStatus": -10}, {"Status": "released"},
     {"Status": "released", "ExitStatus": -8}, {"Status": "refused"}, {"Status": "lost", "ExitStatus": -103},
     {"Status": "nonsense"},
 ]  # fmt: skip
@@ -590,7 +597,7 @@ class Course:
     def __init__(self, seed, folder):
         self.seed, self.folder, self.chance = seed, folder, random.Random(seed)
         self.model = Model(1700000000)
-        self.clients = [Client(host, f"{host}{n}", self.chance) for host in HOSTS for n in (1, 2) if host == "a" or n == 1]
+        self.clients = [Client(name[0], name, self.chance) for name in CLIENTS]
         self.past = []  # every run there ever was, as its report names it
         self.given = []  # what original clients run
         self.ids = {}
@@ -635,13 +642,14 @@ class Course:
                     self.check_counts()
         except Exception as error:
             steps = "\n".join(f"  {text}" for text in self.log[-25:])
-            raise AssertionError(f"course {self.seed}, step {len(self.log)}: {error!r}\nthe last steps:\n{steps}") from error
+            words = f"python3 tests/test_model.py {self.seed} {len(self.log)}: {error!r}"
+            raise AssertionError(f"{words}\nthe last steps:\n{steps}") from error
         finally:
             self.let_go()
 
     def step(self):
-        weights = {self.add: 12, self.tick: 12, self.poll: 34, self.report: 10, self.original: 6, self.original_report: 5,
-                   self.people: 20, self.manage: 5, self.restart: 3, self.snapshot: 1}  # fmt: skip
+        weights = {self.add: 12, self.tick: 12, self.poll: 34, self.report: 10, self.original: 6,
+                   self.original_report: 5, self.people: 20, self.manage: 5, self.restart: 3, self.snapshot: 1}  # fmt: skip
         if len(self.model.jobs) > 120:
             del weights[self.add]
         self.chance.choices(list(weights), list(weights.values()))[0]()
@@ -677,7 +685,8 @@ class Course:
         record = {"Params": ["x", "{index}"], "Name": pick(["one", "two"])}
         may = {
             "Priority": [-5, 5, 1023], "Queue": ["long", "fast", "long", "fast", "nowhere"], "Ncpus": [2, 3],
-            "Requires": [["windows"], ["java"], ["host=a"], ["linux", "java"]], "Env": [{"A": "1"}], "Memory": [1 << 30],
+            "Requires": [["windows"], ["java"], ["host=a"], ["linux", "java"]], "Env": [{"A": "1"}],
+            "Memory": [1 << 30],
             "Runtime": [100, 5000], "StartAfter": [now - 50, now + 10, now + 300], "Hold": [True], "Rerunable": [False],
             "Retries": [1, 2, 25],
         }  # fmt: skip
@@ -727,17 +736,17 @@ class Course:
             old = self.chance.choice(self.past)
             if old["Lease"] and all(run["Label"] != old["Label"] for run in running):
                 running.append(dict(old, Signal="", Limits=[0, 0, 0]))
-        request = {"Hostname": client.host, "Slots": self.chance.choice([0, 1, 2, client.slots]), "Wait": 0, "Running": running,
+        request = {"Hostname": client.host, "Slots": self.chance.choice([0, 1, 2, client.slots]), "Running": running,
                    "Reports": reports, "Node": client.info(), "Poll": client.number, "Open": list(client.open)}  # fmt: skip
         if client.number > 1 and self.chance.random() < 0.02:
             request["Poll"] -= 1
-        self.note("poll", client.name, "slots", request["Slots"], "running", [f"{r['Label']}/{r['Lease'][:4]}" for r in running],
+        self.note("poll", client.name, "slots", request["Slots"], [f"{r['Label']}/{r['Lease'][:4]}" for r in running],
                   "ended", [(r["Label"], r.get("Status"), r.get("ExitStatus")) for r in reports],
                   "poll", request["Poll"], client.open, "" if not lose else "(answer lost)")  # fmt: skip
         status, answer = self.call("/request", request)
         expected, (given, signals, may) = self.model.all_or_none(self.model.poll, request)
         assert status == expected, f"answered {status}, not {expected}: {answer}"
-        labels = [f"{j['Number']}" if j.get("Index") is None else f"{j['Number']}[{j['Index']}]" for j in answer["Jobs"]]
+        labels = [str(server.Job.from_record(record)) for record in answer["Jobs"]]
         self.log[-1] += f" -> {labels} {[(s['ID'][-4:], s['Signal']) for s in answer['Signals']]}"
         assert labels == [job["Label"] for job in given], f"given {labels}, not {[job['Label'] for job in given]}"
         self.model.told(request, {label: job["Lease"] for label, job in zip(labels, answer["Jobs"])})
@@ -805,17 +814,19 @@ class Course:
             if self.chance.random() < 0.1:
                 run = dict(run, Hostname="else", Label=self.name(ranges=False))
                 run["ID"] = self.ids.get(run["Label"], "none")
-            status, answer = self.call(f"/{kind}", hostname=run["Hostname"], configuration=json.dumps({"ID": run["ID"]}))
+            words = {"hostname": run["Hostname"], "configuration": json.dumps({"ID": run["ID"]})}
+            status, answer = self.call(f"/{kind}", **words)
             expected, _ = self.model.all_or_none(self.model.report, [run], kind)
             self.note(f"GET /{kind}", run["Label"], run["Hostname"], "->", status)
             assert (status, answer) == (expected, None) or status == expected == 400
 
     def people(self):
-        pick, verb = self.chance.choice, self.chance.choice(["delete", "hold", "release", "release", "rerun", "alter", "move"])
+        pick = self.chance.choice
+        verb = pick(["delete", "hold", "release", "release", "rerun", "alter", "move"])
         wish = {"IDs": [self.name() for _ in range(pick([1, 1, 2, 3]))]}
         if self.chance.random() < 0.15:
-            tests = {"State": ["Q", "H,W", "F", "R"], "Status": ["failed", "deleted,lost"], "Queue": ["long"], "Host": ["a"],
-                     "Name": ["one"]}  # fmt: skip
+            tests = {"State": ["Q", "H,W", "F", "R"], "Status": ["failed", "deleted,lost"], "Queue": ["long"],
+                     "Host": ["a"], "Name": ["one"]}  # fmt: skip
             key = pick(list(tests))
             wish = {"Select": {key: pick(tests[key])}}
         if verb == "delete" and self.chance.random() < 0.3:
@@ -825,8 +836,9 @@ class Course:
         if verb == "alter":
             now = self.model.now
             may = {
-                "Priority": [-9, 0, 9], "Runtime": [0, 100, 900, 5000], "Memory": [0, 1 << 20], "Ncpus": [1, 2], "Hold": [True, False],
-                "Requires": [[], ["java"]], "StartAfter": [now - 1, now + 60, now + 500], "Rerunable": [True, False],
+                "Priority": [-9, 0, 9], "Runtime": [0, 100, 900, 5000], "Memory": [0, 1 << 20], "Ncpus": [1, 2],
+                "Hold": [True, False], "Requires": [[], ["java"]], "StartAfter": [now - 1, now + 60, now + 500],
+                "Rerunable": [True, False],
                 "Retries": [0, 3], "Depend": [[]], "MaxRunSubjobs": [0, 1, 3], "MaxFails": [0, 1, 2], "Number": [3],
             }  # fmt: skip
             keys = self.chance.sample(list(may), pick([1, 1, 1, 2]))
@@ -845,7 +857,8 @@ class Course:
     def manage(self):
         name = self.chance.choice(["long", "long", "fast", "fast", "default"])
         action = self.chance.choice(["create", "create", "set", "set", "delete"])
-        may = {"Priority": [-3, 0, 7], "Enabled": [True, True, False], "Started": [True, True, False], "MaxRun": [0, 1, 2, 5],
+        mostly = [True, True, False]
+        may = {"Priority": [-3, 0, 7], "Enabled": mostly, "Started": mostly, "MaxRun": [0, 1, 2, 5],
                "DefaultWalltime": [0, 200], "MaxWalltime": [0, 0, 300, 4000]}  # fmt: skip
         wish = {key: self.chance.choice(values) for key, values in may.items() if self.chance.random() < 0.3}
         wish = wish if action != "delete" else {}
@@ -880,7 +893,8 @@ class Course:
             for key in COMPARED if record["State"] != "F" else COMPARED_OVER:
                 want = expected[key]
                 want = format_time(want) if key in TIMES and want is not None else want
-                assert record.get(key, JOB[key]) == want, f"job {label}: {key} is {record.get(key, JOB[key])!r}, not {want!r}"
+                there = record.get(key, JOB[key])
+                assert there == want, f"job {label}: {key} is {there!r}, not {want!r}"
 
     def check_limits(self, labels):
         """Nothing was given out beyond what its queue or its array lets run."""
@@ -915,17 +929,11 @@ class Course:
             array, mine = self.call("/job", id=f"{number}[]")[1], [job for job in jobs if job["Number"] == number]
             assert array["States"] == {s: sum(job["State"] == s for job in mine) for s in "QHWRF"}, array
             assert {key: array[key] for key in limits} == limits and array["Count"] == len(mine)
-            assert {s: n for s, n in array["Statuses"].items() if n} == _tally(job["Status"] for job in mine if "Status" in job)
+            statuses = collections.Counter(job["Status"] for job in mine if "Status" in job)
+            assert {status: n for status, n in array["Statuses"].items() if n} == statuses
         for job in jobs:
             if job["State"] == "H" and job.get("Depend"):
                 assert all(self.model.verdict(text) is None for text in job["Depend"]), job
-
-
-def _tally(words):
-    found = {}
-    for word in words:
-        found[word] = found.get(word, 0) + 1
-    return found
 
 
 @contextlib.contextmanager
@@ -987,12 +995,14 @@ class Crowd(Course):
         chance, runs = random.Random(self.seed * 100 + number), []
         try:
             for poll in range(1, requests + 1):
-                getattr(self, chance.choice(["submits", "polls", "polls", "polls", "ends", "ends", "changes"]))(chance, number, runs, poll)
+                does = chance.choice([self.submits, self.changes] + 3 * [self.polls] + 2 * [self.ends])
+                does(chance, number, runs, poll)
         except BaseException as error:  # a thread's own would be lost
             self.errors.append("".join(traceback.format_exception(type(error), error, error.__traceback__)))
 
     def submits(self, chance, number, runs, poll):
-        record = {"Params": ["x"], **chance.choice([{}, {"Array": "1-4", "MaxFails": 1, "MaxRunSubjobs": 2}, {"Retries": 1}])}
+        array = {"Array": "1-4", "MaxFails": 1, "MaxRunSubjobs": 2}
+        record = {"Params": ["x"], **chance.choice([{}, array, {"Retries": 1}])}
         record.update(chance.choice([{}, {"Queue": "long"}, {"Depend": [f"{chance.choice(KINDS)}:{self.some(chance)}"]},
                                      {"StartAfter": format_time(self.model.now + 20)}]))  # fmt: skip
         status, answer = self.call("/add", [record])
@@ -1003,8 +1013,8 @@ class Crowd(Course):
 
     def polls(self, chance, number, runs, poll):
         named = [{"ID": job["ID"], "Lease": job["Lease"]} for job in runs]
-        wish = {"Hostname": f"h{number % 2}", "Slots": chance.choice([0, 1, 3]), "Wait": chance.choice([0, 0.01]), "Running": named,
-                "Poll": poll, "Node": {"Client": str(number), "Session": 1, "Slots": 3}}  # fmt: skip
+        wish = {"Hostname": f"h{number % 2}", "Slots": chance.choice([0, 1, 3]), "Wait": chance.choice([0, 0.01]),
+                "Running": named, "Poll": poll, "Node": {"Client": str(number), "Session": 1, "Slots": 3}}  # fmt: skip
         status, answer = self.call("/request", wish)
         runs += answer["Jobs"] if status == 200 else []
 
@@ -1019,7 +1029,8 @@ class Crowd(Course):
         name, pick = self.some(chance), chance.choice
         action = pick(["create", "set", "delete"])
         self.call(*pick([
-            ("/hold", {"IDs": [name]}), ("/release", {"IDs": [name]}), ("/delete", {"IDs": [name]}), ("/rerun", {"IDs": [name]}),
+            ("/hold", {"IDs": [name]}), ("/release", {"IDs": [name]}), ("/delete", {"IDs": [name]}),
+            ("/rerun", {"IDs": [name]}),
             ("/rerun", {"Select": {"Status": "failed"}}), ("/alter", {"IDs": [name], "Set": {"Priority": poll % 7}}),
             ("/alter", {"IDs": [name], "Set": {"MaxRunSubjobs": poll % 3, "MaxFails": poll % 2}}),
             ("/queue", {"Name": "long", "Action": action, "Set": {} if action == "delete" else {"MaxRun": poll % 3}}),
@@ -1038,16 +1049,17 @@ class Crowd(Course):
             jobs = {job.id: {k: v for k, v in job.to_record().items() if k != "Expiry"} for job in queue.jobs.values()}
             arrays = [(a.spec.to_record(), a.states, {k: n for k, n in a.statuses.items() if n}, a.begun, a.aborted)
                       for _, a in sorted(queue.arrays.items())]  # fmt: skip
-            awaited = {target: {text: set(ids) for text, ids in texts.items()} for target, texts in queue.awaited.items()}
+            awaited = {text: set(ids) for texts in queue.awaited.values() for text, ids in texts.items()}
             return jobs, arrays, awaited, queue.queues, dict(queue.counts)
 
     def lost(self):
-        """Jobs that nothing would bring up any more: queued in no heap, or with an end of time that no alarm is set for."""
+        """Jobs that nothing would bring up any more: queued in no heap, or waiting for a time without an alarm."""
         queue, alarms = self.queue, {job_id for _, job_id in self.queue.alarms}
         for job in queue.jobs.values():
             if job.state is server.State.QUEUED and server._order(job) not in queue.ready.get(queue._need(job), []):
                 yield job
-            if job.id not in alarms and (job.state is server.State.WAITING or job.state is server.State.RUNNING and job.expiry):
+            timed = job.state is server.State.WAITING or (job.state is server.State.RUNNING and job.expiry)
+            if timed and job.id not in alarms:
                 yield job
 
 

@@ -4,9 +4,9 @@ array with a limit drained by several clients.
     1  an array, and a list, of 100,000 jobs are added by POST /add, in turn, the best round of each counting
     2  an array of 100,000 that may run 10 at a time is drained by 4 clients in turn, each over its own connection and
        reporting what it runs with its next request: the most that ever ran, the order, jobs/s
-    3  a million jobs are added, 100,000 at a time, their queues and requirements taking turns; then three kinds of clients
-       ask in turn, each request leasing a job: an original one, one that has all properties, and one that has a single
-       property and serves three of the queues
+    3  a million jobs are added, 100,000 at a time, their queues and requirements taking turns; then three kinds of
+       clients ask in turn, each request leasing a job: an original one, one that has all properties, and one that has a
+       single property and serves three of the queues
     4  the same requests when the queues are at their max_run, but for the last; and with 1,000 arrays that have limits
        of their own queued before all others, and all at them
 
@@ -17,7 +17,8 @@ import json
 import random
 import time
 
-from common import Connection, arguments, get, in_turn, lab, limit, machine, memory, percentile, post, say, table, verdict
+from common import Connection, arguments, get, in_turn, lab, limit, machine, memory, percentile, post, say, table
+from common import verdict
 
 AT_ONCE = 100000  # jobs in one POST /add
 QUEUES = [f"queue{number}" for number in range(10)]
@@ -81,7 +82,7 @@ def drained(count, clients=4):
             over = [job for job in runs[n] if chance.random() < 0.5]
             runs[n] = [job for job in runs[n] if job not in over]
             reports = [{**job, "Hostname": f"h{n}", "ExitStatus": 0} for job in over]
-            wish = {"Hostname": f"h{n}", "Slots": 4, "Wait": 0, "Reports": reports, "Node": {"Client": f"c{n}", "Slots": 8}}
+            wish = {"Hostname": f"h{n}", "Slots": 4, "Reports": reports, "Node": {"Client": f"c{n}", "Slots": 8}}
             status, body = connections[n].ask(post("/request", json.dumps(wish).encode()))
             assert status == 200, body[:1000]
             ended += len(over)
@@ -164,7 +165,8 @@ def main():
     rows = [[what, f"{min(times):.2f}", f"{max(times):.2f}"] for what, times in submitted.items()]
     table(["seconds to add", "best", "worst"], rows)
     print()
-    print(f"{options.array} subjobs drained, 10 at a time, by 4 clients: {took:.1f} s, {options.array / took:.0f} jobs/s")
+    speed = f"{took:.1f} s, {options.array / took:.0f} jobs/s"
+    print(f"{options.array} subjobs drained, 10 at a time, by 4 clients: {speed}")
     print(f"{options.jobs} jobs in 10 queues with 20 sets of requirements: {each:.0f} bytes a job")
     print()
     rows = [
