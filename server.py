@@ -1604,7 +1604,7 @@ class Queue:
         best: Optional[List[Tuple[int, int, int, str]]] = None
         first: Tuple[int, Any] = (0, None)
         for need, heap in list(self.ready.items()):  # the cheapest questions first: there may be thousands
-            if not need.fits(node, slots) or self._limit_reached(need):
+            if not need.fits(node, slots) or any(self._limits_reached(need)):
                 continue
             priority = -self.queues[need.queue].priority
             if best and heap and (priority, heap[0]) >= first:
@@ -1640,19 +1640,24 @@ class Queue:
             tuple(job.failed_on),
         )
 
-    def _limit_reached(self, need: Need) -> bool:
-        """True if a rule keeps jobs of this need from running now, whatever the client."""
-        return next(self._limits_reached(need), None) is not None
+    def _limits_reached(self, need: Need) -> Tuple[bool, bool, bool]:
+        """Which rules keep jobs of this need from running now, whatever the client: see `_limit_words`."""
+        named, array = self.queues[need.queue], self.arrays[need.array] if need.array else None
+        return (
+            not named.started,
+            0 < named.max_run <= self.queue_counts[named.name][State.RUNNING],
+            array is not None and array.running >= array.spec.max_running,
+        )
 
-    def _limits_reached(self, need: Need) -> Iterator[str]:
-        """Which rules do, each in words."""
-        named = self.queues[need.queue]
-        if not named.started:
-            yield f"queue {named.name} is not started"
-        if named.max_run and self.queue_counts[named.name][State.RUNNING] >= named.max_run:
-            yield f"queue {named.name} is at max_run {named.max_run}"
-        if need.array and self.arrays[need.array].running >= self.arrays[need.array].spec.max_running:
-            yield f"array {need.array}[] is at max_run_subjobs {self.arrays[need.array].spec.max_running}"
+    def _limit_words(self, need: Need) -> List[str]:
+        """The rules that do, for a person."""
+        most = self.arrays[need.array].spec.max_running if need.array else 0
+        words = (
+            f"queue {need.queue} is not started",
+            f"queue {need.queue} is at max_run {self.queues[need.queue].max_run}",
+            f"array {need.array}[] is at max_run_subjobs {most}",
+        )
+        return [sentence for sentence, reached in zip(words, self._limits_reached(need)) if reached]
 
     def _others_first(self, need: Need, node: Node) -> bool:
         """True if the job has failed on this node, and there is another one that could run it."""
@@ -2291,7 +2296,7 @@ class Queue:
     def why_queued(self, job: Job) -> str:
         """Why a queued job does not run yet, for a person; the caller need not hold the lock."""
         up, need = [node for node in list(self.nodes.values()) if not node.down], self._need(job)
-        reasons = list(self._limits_reached(need))
+        reasons = self._limit_words(need)
         fitting = [node for node in up if need.fits(node, max(node.slots, 1))]
         if not up:
             reasons.append("no client is connected")

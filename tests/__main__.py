@@ -15,7 +15,7 @@ import venv
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 # Those whose jobs and programs take long to start and end; everything else is the other half.
-SLOW = ("test_client.py", "test_versions.py", "test_windows.py")
+SLOW = ("test_client.py", "test_versions.py", "test_windows.py", "test_wire.py", "interop")
 
 
 def python_with_pytest() -> str:
