@@ -619,7 +619,7 @@ def _check_text(key: str, value: Any) -> str:
         raise BadRequest(f"{key} must be text, not {_kind(value)}")
     if "\0" in value:
         raise BadRequest(f"{key} holds a NUL character, which no program or file name can take")
-    return value
+    return sys.intern(value) if len(value) < 256 else value  # thousands of jobs have the same owner, name, queue
 
 
 def _check_word(key: str, value: Any) -> str:
@@ -645,6 +645,16 @@ def _check_texts(key: str, value: Any) -> List[str]:
     except TypeError:
         pass
     return [_check_text(f"{key}[{place}]", word) for place, word in enumerate(value)]  # says which it is
+
+
+def _check_shared_texts(key: str, value: Any) -> List[str]:
+    """As `_check_texts`, for lists that thousands of jobs have alike: one copy of each."""
+    return _shared_list(tuple(_check_texts(key, value)))
+
+
+@lru_cache(maxsize=4096)
+def _shared_list(words: Tuple[str, ...]) -> List[str]:
+    return list(words)
 
 
 def _check_env(key: str, value: Any) -> Dict[str, str]:
@@ -721,7 +731,7 @@ _CHECKS: Dict[str, Callable[[str, Any], Any]] = {
     "text": _check_text,
     "word": _check_word,
     "argv": _check_argv,
-    "texts": _check_texts,
+    "texts": _check_shared_texts,
     "env": _check_env,
     "int": _check_int,
     "ints": _check_ints,
