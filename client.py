@@ -1003,11 +1003,13 @@ def end_report(run: Run, end: Dict[str, Any]) -> Dict[str, Any]:
 
 
 class Reply(NamedTuple):
-    """What a request brought: jobs, signals, and whether the reports that went with it were taken."""
+    """What a request brought: jobs, signals, whether the reports that went with it were taken, and whether the client is
+    to end when it has no jobs any more."""
 
     jobs: List[Job]
     signals: List[Dict[str, Any]]
     reported: bool
+    drain: bool = False
 
 
 class OurWire:
@@ -1026,7 +1028,7 @@ class OurWire:
         reply = self.api.call("/request", body, timeout=wish["Wait"] + 30)
         try:
             jobs = [Job.from_record(record) for record in reply["Jobs"]]
-            return Reply(jobs, list(reply.get("Signals", [])), "Reported" in reply)
+            return Reply(jobs, list(reply.get("Signals", [])), "Reported" in reply, reply.get("Drain") is True)
         except (BadRequest, KeyError, TypeError, AttributeError) as error:
             raise ServerAway(f"{self.api.url}/request answered something strange: {error!r}") from None
 
@@ -1138,6 +1140,7 @@ class Agent:
         self.polls = 0  # requests sent so far: they are numbered
         self.open_polls: List[int] = []  # those that have no answer yet
         self.stopping = False
+        self.draining = False  # the server says that it is to end when it is empty
         self.done = False  # --until-empty found nothing more
         self.sampled_at = self.clock()
         self.node = {
@@ -1165,6 +1168,7 @@ class Agent:
             with self.lock:
                 self.main_news.wait(self._until_next())
             self._watch()
+            self.done = self.done or (self.draining and not self.runs and not self.outbox)
         if self.stopping:
             self._stop()
         self.temp.close()
@@ -1231,6 +1235,7 @@ class Agent:
             self.away.reset()
             for job in reply.jobs:
                 self._start(job)
+            self._drain(reply.drain)
             self._polled(wish, bool(reply.jobs))
             for entry in reply.signals:
                 self._obey(entry, wish["Running"])
@@ -1272,8 +1277,17 @@ class Agent:
             if self.done:
                 self.main_news.notify()
 
+    def _drain(self, drain: bool) -> None:
+        """Takes no more jobs, and ends when it has none any more; or goes on, if it was told that before."""
+        if drain is self.draining:
+            return
+        self.log.info("client.%s", "drain" if drain else "goes_on")
+        with self.lock:
+            self.draining = self.node["Draining"] = drain
+            self.main_news.notify()
+
     def _free_slots(self) -> int:
-        if self.stopping:
+        if self.stopping or self.draining:
             return 0
         return max(0, self.options.max_jobs - sum(run.job.ncpus for run in self.runs.values()))
 

@@ -2020,7 +2020,7 @@ def history(job: Record, moment: float) -> List[Tuple[float, str]]:
 def pbs_node(node: Record) -> Record:
     """A client as pbsnodes lists it."""
     info = node["Info"]
-    return {
+    fields = {
         "state": node["State"],
         "resources_available.ncpus": node["Slots"],
         "resources_assigned.ncpus": node["Running"],
@@ -2028,7 +2028,10 @@ def pbs_node(node: Record) -> Record:
         "jobs": ", ".join(node["Jobs"]),
         "last_used_time": node["LastSeen"],
         "version": info.get("Version", "the original's" if node["Original"] else ""),
+        "comment": node.get("Comment") or None,
+        "drain": "True" if node.get("Drain") else None,
     }
+    return _known(fields)
 
 
 def _state_count(states: Dict[str, int]) -> str:
@@ -2328,17 +2331,30 @@ def qcat(options: argparse.Namespace, api: ServerApi) -> int:
 
 
 def pbsnodes(options: argparse.Namespace, api: ServerApi) -> int:
-    """Lists the clients."""
+    """Lists the clients; takes some out of use, or returns them."""
+    if options.action:
+        if not options.hosts:
+            raise WrongUsage("say which hosts, as in: pbsnodes -o pc7 -C 'new disk'")
+        api.call("/node", {"Hosts": options.hosts, "Action": options.action, "Comment": options.C or ""})
+        return 0
     nodes = api.call("/nodes")["Nodes"]
+    for host in options.hosts:
+        if host not in {node["Host"] for node in nodes}:
+            raise JobrunnerError(f"there is no client on {host}: pbsnodes lists those there are")
+    nodes = [node for node in nodes if not options.hosts or node["Host"] in options.hosts]
     if options.F == "json":
         named: Record = {}
         for node in nodes:  # two clients of one name are two entries
             copy = sum(1 for other in named if other.split("#")[0] == node["Host"])
             named[f"{node['Host']}#{copy + 1}" if copy else node["Host"]] = pbs_node(node)
         _out(document(api, "nodes", named))
-        return 0
-    for node in nodes:
-        _out("\n".join(full(_printable(node["Host"]), pbs_node(node), indent="     ")))
+    elif options.l:
+        for node in nodes:
+            if node["State"] not in ("free", "job-busy"):
+                _out(f"{_column(node['Host'], 250):20} {node['State']:20} {_printable(node['Comment'])}".rstrip())
+    else:
+        for node in nodes:
+            _out("\n".join(full(_printable(node["Host"]), pbs_node(node), indent="     ")))
     return 0
 
 
@@ -2771,7 +2787,17 @@ def arguments() -> argparse.ArgumentParser:
     sub.add_argument("-c", metavar="COMMAND", help="create, set, unset, delete, list or print queue NAME; attributes: "
                      + ", ".join(QUEUE_ATTRIBUTES))  # fmt: skip
 
-    listing(command(pbsnodes))
+    sub = command(pbsnodes)
+    sub.add_argument("hosts", nargs="*", metavar="HOST")
+    for spellings, action, words in (
+        (["-o"], "offline", "give these hosts no more jobs; those they have go on"),
+        (["--drain"], "drain", "the same, and end their clients when these have no jobs any more"),
+        (["-r", "-c"], "clear", "return these hosts"),
+    ):
+        sub.add_argument(*spellings, dest="action", action="store_const", const=action, help=words)
+    sub.add_argument("-C", metavar="COMMENT", help="why, for whoever looks")
+    sub.add_argument("-l", action="store_true", help="only those that are offline or down, a line each")
+    listing(sub)
     command(qterm)
     return parser
 

@@ -644,6 +644,12 @@ class UnknownQueue(BadRequest):
     """No queue has that name."""
 
 
+class UnknownNode(JobrunnerError):
+    """No client has that name."""
+
+    status = 404
+
+
 class Poll:
     """One POST /request that is being answered, or held open until there is something to say.
 
@@ -656,6 +662,26 @@ class Poll:
         self.slots = slots
         self.superseded = False
         self.wake = threading.Event()
+
+
+class Mark(NamedTuple):
+    """What a person has said of a host: that it is to be given no more jobs.  Never changed, only replaced, as a Job is.
+
+    drain    its clients are to end, too, when they have no jobs any more
+    comment  why
+    """
+
+    host: str
+    drain: bool
+    comment: str
+
+    def to_record(self) -> Dict[str, Any]:
+        return {"Host": self.host, "Drain": self.drain, "Comment": self.comment}
+
+    @classmethod
+    def from_record(cls, record: Dict[str, Any]) -> "Mark":
+        checked = jobrunner._check_word("Host", record["Host"]), jobrunner._check_bool("Drain", record["Drain"])
+        return cls(*checked, jobrunner._check_text("Comment", record.get("Comment") or ""))
 
 
 class Node:
@@ -712,11 +738,15 @@ class Node:
         self.latest = poll.number
         return False
 
-    def to_record(self, running: int) -> Dict[str, Any]:
+    def to_record(self, running: int, mark: Optional[Mark]) -> Dict[str, Any]:
         state = "down" if self.down else "job-busy" if self.slots and running >= self.slots else "free"
+        if mark:  # as PBS writes both
+            state = "offline,down" if self.down else "offline"
         return {
             "Host": self.host,
             "State": state,
+            "Comment": mark.comment if mark else "",
+            "Drain": bool(mark and mark.drain),
             "Slots": self.slots,
             "Running": running,
             "LastSeen": format_time(self.last_seen),
@@ -1177,6 +1207,7 @@ class Queue:
         self.nodes: Dict[Tuple[str, str], Node] = {}  # by host and the client's own id
         # Kept by `_put` alone:
         self.queues = {DEFAULT_QUEUE: NamedQueue(DEFAULT_QUEUE)}
+        self.marks: Dict[str, Mark] = {}  # by host
         self.arrays: Dict[int, Array] = {}  # by Number
         self.array_ids: Dict[str, int] = {}
         self.queue_counts = {DEFAULT_QUEUE: {state: 0 for state in State}}
@@ -1236,6 +1267,8 @@ class Queue:
         self.next_number = max(self.next_number, server.get("Next", 1))
         for record in server.get("Queues", []):
             self._put_queue_record(record)
+        for record in server.get("Nodes", []):
+            self._replay_mark(record)
         for record in server.get("Arrays", []):
             self._put(None, ArraySpec.from_record(record)[0])
 
@@ -1273,6 +1306,13 @@ class Queue:
         job_id, cpu, mem, seconds, cpu_time = sample
         job = self.jobs[job_id]
         self._put(job, job.sampled(cpu, mem, seconds).but(cpu_time_used=cpu_time))
+
+    def _replay_mark(self, record: Dict[str, Any]) -> None:
+        mark = Mark.from_record(record)
+        self._put(self.marks.get(mark.host), mark)
+
+    def _replay_clear(self, host: str) -> None:
+        self._put(self.marks[host], None)
 
     def _replay_queue(self, record: Dict[str, Any]) -> None:
         self._put_queue_record(record)
@@ -1330,6 +1370,7 @@ class Queue:
         """The snapshot's "Server"."""
         header = {"Journal": self.store.generation + 1, "Next": self.next_number, "Version": VERSION}
         header["Queues"] = [named.to_record() for named in self.queues.values()]
+        header["Nodes"] = [mark.to_record() for mark in self.marks.values()]
         return {**header, "Arrays": [array.spec.to_record() for array in self.arrays.values()]}
 
     def snapshot_due(self) -> bool:
@@ -1474,7 +1515,9 @@ class Queue:
                     if mine.slots > 0 and not mine.superseded and not self.stopping:
                         jobs, batch = self._lease(node, mine, batch)
                     signals = signals or self._signals(wish)
-                    left = deadline - time.monotonic()
+                    left, drain = deadline - time.monotonic(), self._is_to_drain(node)
+                    if drain is not (wish.info.get("Draining") is True):
+                        break  # which is something to say
                     if jobs or signals or left <= 0 or mine.superseded or self.stopping:
                         break
                     mine.wake.clear()
@@ -1487,7 +1530,7 @@ class Queue:
         # The lock was let go between the two: what fails to be written of the first must not be acknowledged because
         # the second could be.  What was leased then is found out by the client's next request (_settle_polls).
         self.store.wait(taken)
-        reply = {"Jobs": [job.to_record() for job in jobs], "Signals": signals, "Drain": False}
+        reply = {"Jobs": [job.to_record() for job in jobs], "Signals": signals, "Drain": drain}
         if reports:
             reply["Reported"] = reported
         return reply, batch
@@ -1572,7 +1615,7 @@ class Queue:
         there is no job.  The caller holds the lock."""
         leased: List[Job] = []
         changes = []
-        moment, slots = self.clock(), poll.slots
+        moment, slots = self.clock(), poll.slots if node.host not in self.marks else 0
         while slots > 0:
             job = self._pick(node, slots)
             if job is None:
@@ -1662,7 +1705,7 @@ class Queue:
     def _others_first(self, need: Need, node: Node) -> bool:
         """True if the job has failed on this node, and there is another one that could run it."""
         return node.host in need.failed_on and any(
-            not other.down and other.host not in need.failed_on and need.fits(other, max(other.slots, 1))
+            self._takes_jobs(other) and other.host not in need.failed_on and need.fits(other, max(other.slots, 1))
             for other in self.nodes.values()
         )
 
@@ -1997,6 +2040,35 @@ class Queue:
         if refusal and not accepted:
             raise BadState(f"cannot {event} any job of {words}: {refusal}")
 
+    # -- hosts
+
+    def mark(self, hosts: List[str], action: str, comment: str) -> Tuple[List[Mark], Optional[Batch]]:
+        """Gives hosts no more jobs (offline), lets their clients end, too (drain), or returns them (clear), all or none;
+        raises BadRequest, UnknownNode."""
+        if action not in ("offline", "drain", "clear"):
+            raise BadRequest(f"Action must be offline, drain or clear, not {action!r}")
+        with self.lock:
+            known = {node.host for node in self.nodes.values()}.union(self.marks, self.leased)
+            for host in hosts:
+                if host not in known:
+                    raise UnknownNode(f"there is no client on {host}: pbsnodes lists those there are")
+            marks = [] if action == "clear" else [Mark(host, action == "drain", comment) for host in hosts]
+            cleared = [self.marks[host] for host in hosts if host in self.marks] if action == "clear" else []
+            changes: Changes = [(self.marks.get(mark.host), mark) for mark in marks] + [(mark, None) for mark in cleared]
+            entry = {"Mark": [mark.to_record() for mark in marks], "Clear": [mark.host for mark in cleared]}
+            batch = self._commit(entry, changes)
+            self._wake_all()
+        for host in hosts:
+            log.info("node.%s host=%s comment=%r", action, host, comment)
+        return marks, batch
+
+    def _is_to_drain(self, node: Node) -> bool:
+        mark = self.marks.get(node.host)
+        return mark is not None and mark.drain
+
+    def _takes_jobs(self, node: Node) -> bool:
+        return not node.down and node.host not in self.marks
+
     # -- queues
 
     def change_queue(self, name: str, action: str, wish: Any) -> Tuple[Optional[NamedQueue], Optional[Batch]]:
@@ -2295,11 +2367,12 @@ class Queue:
 
     def why_queued(self, job: Job) -> str:
         """Why a queued job does not run yet, for a person; the caller need not hold the lock."""
-        up, need = [node for node in list(self.nodes.values()) if not node.down], self._need(job)
+        up, need = [node for node in list(self.nodes.values()) if self._takes_jobs(node)], self._need(job)
         reasons = self._limit_words(need)
         fitting = [node for node in up if need.fits(node, max(node.slots, 1))]
         if not up:
-            reasons.append("no client is connected")
+            offline = any(not node.down for node in list(self.nodes.values()))
+            reasons.append("every client that is connected is offline" if offline else "no client is connected")
         elif not fitting:
             reasons += self._unmet(need, up) or ["no client has all that it needs together"]
         elif not reasons and any(node.host not in need.failed_on for node in fitting) and need.failed_on:
@@ -2333,7 +2406,7 @@ class Queue:
         with self.lock:
             minute, nodes = (
                 int(self.clock() // 60),
-                collections.Counter(self._node_state(n) for n in self.nodes.values()),
+                collections.Counter(self._node_record(node)["State"].split(",")[0] for node in self.nodes.values()),
             )
             return {
                 "Version": VERSION,
@@ -2343,7 +2416,7 @@ class Queue:
                 "Jobs": len(self.jobs),
                 "States": {state.value: count for state, count in self.counts.items()},
                 "Statuses": dict(self.statuses),
-                "Nodes": {"free": 0, "job-busy": 0, "down": 0, **nodes},
+                "Nodes": {"free": 0, "job-busy": 0, "offline": 0, "down": 0, **nodes},
                 "Rates": {
                     "LastMinute": sum(count for at, count in self.ends if at >= minute - 1),
                     "LastHour": sum(count for at, count in self.ends if at >= minute - 60),
@@ -2353,13 +2426,13 @@ class Queue:
     def node_records(self) -> List[Dict[str, Any]]:
         """What GET /nodes answers: every client seen since the start, and those that have jobs."""
         with self.lock:
-            records = [node.to_record(len(self.leased.get(node.host, ()))) for node in self.nodes.values()]
+            records = [self._node_record(node) for node in self.nodes.values()]
             for record in records:
                 record["Jobs"] = [str(self.jobs[job_id]) for job_id in self.leased.get(record["Host"], ())]
         return sorted(records, key=lambda record: record["Host"])
 
-    def _node_state(self, node: Node) -> str:
-        return node.to_record(len(self.leased.get(node.host, ())))["State"]
+    def _node_record(self, node: Node) -> Dict[str, Any]:
+        return node.to_record(len(self.leased.get(node.host, ())), self.marks.get(node.host))
 
     # -- under the lock: nodes, and how a job changes
 
@@ -2436,10 +2509,12 @@ class Queue:
             self._wake([job for job in there if job.state is State.QUEUED])
 
     def _put(self, old: Any, new: Any) -> Any:
-        """Replaces a job, an array or a named queue (None: there was none, there is none) and everything that follows
-        from it: the only place.  Returns the new one."""
+        """Replaces a job, an array, a named queue or a host's mark (None: there was none, there is none) and everything
+        that follows from it: the only place.  Returns the new one."""
         if type(new or old) is Job:
             return self._put_job(old, new)
+        if isinstance(new or old, Mark):
+            return self._put_mark(old, new)
         if isinstance(new or old, NewArray):
             return self._put_new_array(old, new)
         if isinstance(new or old, ArraySpec):
@@ -2573,6 +2648,13 @@ class Queue:
                         heapq.heappush(self.ready.setdefault(self._need(job), []), _order(job))
         return new
 
+    def _put_mark(self, old: Optional[Mark], new: Optional[Mark]) -> Optional[Mark]:
+        if new:
+            self.marks[new.host] = new
+        elif old:
+            del self.marks[old.host]
+        return new
+
     def _put_queue(self, old: Optional[NamedQueue], new: Optional[NamedQueue]) -> Optional[NamedQueue]:
         if new is None:
             if old:
@@ -2599,7 +2681,7 @@ class Queue:
             (node, poll)
             for node in self.nodes.values()
             for poll in node.polls
-            if poll.slots > 0 and not poll.superseded and not poll.wake.is_set()
+            if poll.slots > 0 and not poll.superseded and not poll.wake.is_set() and node.host not in self.marks
         ]
         for job in jobs if waiting else ():
             need = self._need(job)
@@ -2638,9 +2720,11 @@ class Queue:
 
 
 # What the lines of a journal hold, and what makes them true again; within one line in this order.
-_REPLAYED: Dict[str, Callable[[Queue, Any], None]] = {
+_REPLAYED: Dict[str, Callable[[Queue, Any], Any]] = {
     "Queue": Queue._replay_queue,
     "DropQueue": Queue._replay_drop,
+    "Mark": lambda queue, records: [queue._replay_mark(record) for record in records],
+    "Clear": lambda queue, hosts: [queue._replay_clear(host) for host in hosts],
     "Arrays": Queue._replay_arrays,
     "Limits": Queue._replay_limits,
     "Put": Queue._replay_put,
@@ -3042,6 +3126,16 @@ def post_queue(queue: Queue, request: Request) -> Answer:
     return _json({"Queue": named.to_record() if named else None}, batch)
 
 
+def post_node(queue: Queue, request: Request) -> Answer:
+    wish = _wish(request)
+    hosts = wish.get("Hosts")
+    if not isinstance(hosts, list) or not hosts or not all(isinstance(host, str) for host in hosts):
+        raise BadRequest('say which hosts as {"Hosts":["pc7"]}')
+    comment = jobrunner._check_text("Comment", wish.get("Comment") or "")
+    marks, batch = queue.mark(list(dict.fromkeys(hosts)), str(wish.get("Action")), comment)
+    return _json({"Nodes": [mark.to_record() for mark in marks]}, batch)
+
+
 def post_shutdown(queue: Queue, request: Request) -> Answer:
     if not request.local:
         return _error(403, "the server is stopped from its own machine only: run qterm there, or end its process")
@@ -3149,6 +3243,7 @@ ROUTES = {
     "/alter": Route("submit", post=post_alter),
     "/move": Route("submit", post=post_move),
     "/queue": Route("submit", post=post_queue),
+    "/node": Route("submit", post=post_node),
     "/shutdown": Route("submit", post=post_shutdown),
 }
 

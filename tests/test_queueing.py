@@ -829,3 +829,70 @@ def test_accounting_goes_to_a_file_a_day_and_what_cannot_be_written_stops_nobody
     assert re.match(r"\d\d/\d\d/\d{4} \d\d:\d\d:\d\d;S;1;user=", lines[0])
     os.rename(folder, folder + ".away")
     assert lab.add("y") == [2]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Hosts that are offline
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def nodes(lab):
+    return {node["Host"]: (node["State"], node["Comment"]) for node in lab.queue.node_records()}
+
+
+def test_an_offline_host_is_given_nothing_more_keeps_what_it_has_and_says_why_until_it_is_returned(lab):
+    first, second = lab.add("1", "2")
+    lab.start("pc")
+    lab.do("mark", ["pc"], "offline", "new disk")
+    assert nodes(lab) == {"pc": ("offline", "new disk")} and lab.queue.status()["Nodes"]["offline"] == 1
+    assert lab.poll("pc") == [] and lab.do("lease", "pc") is None
+    assert lab.queue.why_queued(lab.job(second)) == "every client that is connected is offline"
+    for clean in (False, True):
+        lab.restart(clean)
+        assert lab.poll("pc") == [] and lab.state(first) == "R"
+    lab.end(first)
+    assert lab.order("other") == ["2"]
+    lab.do("mark", ["pc"], "clear", "")
+    lab.restart()
+    lab.add("3")
+    assert lab.order("pc") == ["3"] and nodes(lab)["pc"] == ("free", "")
+
+
+def test_a_client_that_is_to_drain_is_told_once_and_told_when_that_is_taken_back(lab):
+    lab.poll("pc")
+
+    def told(**node):
+        request = {"Hostname": "pc", "Slots": 0, "Wait": 0, "Node": node}
+        return lab.do("poll", request, lambda: True)["Drain"]
+
+    assert told() is False
+    lab.do("mark", ["pc"], "drain", "")
+    assert told() is True and told(Draining=True) is True
+    lab.do("mark", ["pc"], "offline", "")
+    assert told(Draining=True) is False
+    lab.do("mark", ["pc"], "drain", "")
+    lab.do("mark", ["pc"], "clear", "")
+    assert told(Draining=True) is False
+
+
+@pytest.mark.parametrize(
+    "hosts, action, words",
+    [(["pc", "nowhere"], "offline", "there is no client on nowhere"), (["pc"], "explode", "Action must be offline, drain")],
+)
+def test_hosts_that_are_not_there_and_what_cannot_be_done_with_them_are_refused(lab, hosts, action, words):
+    lab.poll("pc")
+    with pytest.raises(server_module.JobrunnerError, match=words):
+        lab.do("mark", hosts, action, "")
+    assert nodes(lab) == {"pc": ("free", "")}
+
+
+def test_a_host_is_marked_again_and_cleared_twice(lab):
+    lab.poll("pc")
+    lab.do("mark", ["pc"], "offline", "one")
+    lab.do("mark", ["pc"], "drain", "two")
+    lab.restart()
+    assert lab.queue.marks["pc"] == ("pc", True, "two")
+    lab.do("mark", ["pc"], "clear", "")
+    lab.poll("pc")
+    lab.do("mark", ["pc"], "clear", "")
+    assert nodes(lab)["pc"] == ("free", "")

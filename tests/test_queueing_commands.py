@@ -454,3 +454,30 @@ def test_an_original_client_runs_subjobs_beside_ours(lab):
     assert {job["Status"] for job in jobs} == {"finished"} and {job["Host"] for job in jobs} == {"old", "new"}
     assert next(job for job in jobs if job["ID"] == first)["Index"] == 1
     assert sorted(open(ran).read().split("\n")[:-1]) == sorted(f"x{n} by {n}" for n in range(1, 13))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# pbsnodes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_pbsnodes_takes_a_host_out_of_use_returns_it_and_lets_its_client_end(lab):
+    desk = Desk(lab)
+    client = desk.client
+    gate = lab.path("gate")
+    (running,) = desk.server.add(["sh", "-c", 'while [ ! -e "$1" ]; do sleep 0.05; done', "sh", gate])
+    until(lambda: desk.server.job(running)["State"] == "R")
+    desk("pbsnodes", "-o", "node07", "-C", "new disk")
+    assert "state = offline\n" in desk("pbsnodes") and desk("pbsnodes", "-l").split() == ["node07", "offline", "new", "disk"]
+    (waiting,) = desk.server.add(["true"])
+    assert "every client that is connected is offline" in desk("qstat", "-f", waiting)
+    desk("pbsnodes", "-r", "node07")
+    assert desk.server.over(waiting)["Status"] == "finished" and desk("pbsnodes", "-l") == ""
+
+    desk("pbsnodes", "--drain", "node07")
+    (left,) = desk.server.add(["true"])
+    assert desk.server.job(running)["State"] == "R" and client.poll() is None
+    lab.write("gate", "")
+    assert client.wait(30) == 0
+    assert (desk.server.job(running)["Status"], desk.server.job(left)["State"]) == ("finished", "Q")
+    assert "no-such-host" in desk.fails("pbsnodes", "-o", "no-such-host")
