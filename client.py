@@ -1003,13 +1003,14 @@ def end_report(run: Run, end: Dict[str, Any]) -> Dict[str, Any]:
 
 
 class Reply(NamedTuple):
-    """What a request brought: jobs, signals, whether the reports that went with it were taken, and whether the client is
-    to end when it has no jobs any more."""
+    """What a request brought: jobs, signals, whether the reports that went with it were taken, whether the client is to
+    end when it has no jobs any more, and how many jobs wait for their time."""
 
     jobs: List[Job]
     signals: List[Dict[str, Any]]
     reported: bool
     drain: bool = False
+    waiting: int = 0
 
 
 class OurWire:
@@ -1028,7 +1029,8 @@ class OurWire:
         reply = self.api.call("/request", body, timeout=wish["Wait"] + 30)
         try:
             jobs = [Job.from_record(record) for record in reply["Jobs"]]
-            return Reply(jobs, list(reply.get("Signals", [])), "Reported" in reply, reply.get("Drain") is True)
+            told = "Reported" in reply, reply.get("Drain") is True, reply.get("Waiting") or 0
+            return Reply(jobs, list(reply.get("Signals", [])), *told)
         except (BadRequest, KeyError, TypeError, AttributeError) as error:
             raise ServerAway(f"{self.api.url}/request answered something strange: {error!r}") from None
 
@@ -1141,6 +1143,7 @@ class Agent:
         self.open_polls: List[int] = []  # those that have no answer yet
         self.stopping = False
         self.draining = False  # the server says that it is to end when it is empty
+        self.more_to_come = False  # jobs wait for their time
         self.done = False  # --until-empty found nothing more
         self.sampled_at = self.clock()
         self.node = {
@@ -1236,7 +1239,7 @@ class Agent:
             for job in reply.jobs:
                 self._start(job)
             self._drain(reply.drain)
-            self._polled(wish, bool(reply.jobs))
+            self._polled(wish, bool(reply.jobs), reply.waiting)
             for entry in reply.signals:
                 self._obey(entry, wish["Running"])
             if reply.reported:
@@ -1256,17 +1259,18 @@ class Agent:
         }
         wish["Wait"] = POLL_WAIT
         if self.options.until_empty:
-            wish["Wait"] = 0.25 if wish["Running"] else 0
+            wish["Wait"] = 0.25 if wish["Running"] else 5 if self.more_to_come else 0
         self.open_polls.append(self.polls)
         self.poll_at = None
         return wish, self._take_reports() if self.carries_reports else []
 
-    def _polled(self, wish: Dict[str, Any], got_some: bool) -> None:
+    def _polled(self, wish: Dict[str, Any], got_some: bool, waiting: int) -> None:
         """Sets when to poll again, unless another request is open, which will do."""
         with self.lock:
             self.open_polls.remove(wish["Poll"])
-            if self.options.until_empty and wish["Slots"] and not wish["Running"] and not got_some and not self.runs:
-                self.done = True
+            self.more_to_come = waiting > 0
+            nothing = wish["Slots"] and not wish["Running"] and not got_some and not self.runs and not waiting
+            self.done = self.done or bool(self.options.until_empty and nothing)
             if not self.open_polls:
                 pause = 0.0 if self._free_slots() else HEARTBEAT_DELAY
                 if self.wire and self.wire.one_at_a_time and not got_some:
@@ -1808,7 +1812,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--usage-interval", type=_seconds, default=60, metavar="S", help="seconds between usage samples (default 60)")
     add("--on-stop", choices=("leave", "kill"), default="leave",
         help="what Ctrl-C does to running jobs: leave them running (default), or end them and give them back")  # fmt: skip
-    add("--until-empty", action="store_true", help="end when nothing is queued or running for this client")
+    add("--until-empty", action="store_true", help="end when nothing is queued or running for this client, or waits for its time")
     add("--until-eof", action="store_true", help="stop, as with Ctrl-C, when standard input ends")
     add("--proxy", default="", metavar="URL", help="a proxy to go through (default: none, whatever the system says)")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="(default %(default)s)")

@@ -1526,11 +1526,11 @@ class Queue:
         finally:
             with self.lock:
                 node.polls.remove(mine)
-                node.last_seen = self.clock()
+                node.last_seen, waiting = self.clock(), self.counts[State.WAITING]
         # The lock was let go between the two: what fails to be written of the first must not be acknowledged because
         # the second could be.  What was leased then is found out by the client's next request (_settle_polls).
         self.store.wait(taken)
-        reply = {"Jobs": [job.to_record() for job in jobs], "Signals": signals, "Drain": drain}
+        reply = {"Jobs": [job.to_record() for job in jobs], "Signals": signals, "Drain": drain, "Waiting": waiting}
         if reports:
             reply["Reported"] = reported
         return reply, batch

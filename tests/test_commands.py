@@ -363,6 +363,13 @@ def test_run_exits_1_when_a_job_failed_and_the_table_says_which_and_why(lab):
     assert out.splitlines()[-1] == "1 of 4 jobs finished"
 
 
+def test_run_waits_for_jobs_whose_time_or_whose_turn_comes_later(lab):
+    soon = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 2))
+    jobs = [{"Params": ["true"], "StartAfter": soon}, {"Params": ["true"]}, {"Params": ["echo", "{index}"], "Array": "1-3"}]
+    code, out, err = lab.command("run", lab.write("jobs", json.dumps(jobs)))
+    assert code == 0 and "5 of 5 jobs finished" in out, (out, err)
+
+
 def test_run_j_says_how_many_run_at_once(lab):
     script = 'echo + >>at; sleep 0.2; echo - >>at'
     records = [{"Params": ["sh", "-c", script]} for _ in range(5)]
