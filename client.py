@@ -654,7 +654,9 @@ def _file_name(text: str) -> str:
 
 
 def remove_tree(path: str) -> None:
-    """Removes a folder with all that is in it; raises OSError if something stays."""
+    """Removes a folder with all that is in it; raises OSError if something stays.  Where links lead is none of ours."""
+    if os.path.islink(path):
+        return os.unlink(path)
     try:
         return os.rmdir(path)  # as a rule it is empty
     except FileNotFoundError:
@@ -836,7 +838,7 @@ class TempFolders:
         while self.spare:
             with contextlib.suppress(IndexError):  # another thread was quicker
                 path = self.spare.pop()
-                if os.path.isdir(path):
+                if os.path.isdir(path) and not os.path.islink(path):
                     return path
         path = self._new_name()
         if not _own_folder(self.path):  # whatever clears up /tmp has taken it
@@ -847,7 +849,7 @@ class TempFolders:
     def give_back(self, path: str) -> None:
         """The run is over and reported: its folder goes, with all that is in it; raises OSError."""
         try:
-            if len(self.spare) < self.most_spare and not os.listdir(path):
+            if len(self.spare) < self.most_spare and not os.path.islink(path) and not os.listdir(path):
                 os.chmod(path, 0o700)
                 spare = self._new_name()
                 os.rename(path, spare)
@@ -941,6 +943,11 @@ class Run:
         self.usage_cpu = 0.0
         self.over_memory = False
         self.watch: Optional[DeadWatch] = None
+
+    @property
+    def limits(self) -> List[int]:
+        """Walltime, memory, CPU time, as the server is told them."""
+        return [self.job.runtime, self.job.memory, self.job.cputime]
 
     @property
     def deadline(self) -> float:
@@ -1143,6 +1150,7 @@ class Agent:
         self.open_polls: List[int] = []  # those that have no answer yet
         self.stopping = False
         self.draining = False  # the server says that it is to end when it is empty
+        self.drained_at = 0  # the last request before that
         self.more_to_come = False  # jobs wait for their time
         self.done = False  # --until-empty found nothing more
         self.sampled_at = self.clock()
@@ -1155,9 +1163,12 @@ class Agent:
             "Version": VERSION,
             "Python": "%d.%d.%d" % sys.version_info[:3],
             "Cpus": os.cpu_count(),
+            "Draining": False,
         }
         if options.queue:
             self.node["Queues"] = options.queue
+        if options.until_empty:
+            self.node["UntilEmpty"] = True  # the server then says whether there is more to come
 
     # -- the whole
 
@@ -1171,7 +1182,7 @@ class Agent:
             with self.lock:
                 self.main_news.wait(self._until_next())
             self._watch()
-            self.done = self.done or (self.draining and not self.runs and not self.outbox)
+            self.done = self.done or self._is_drained()
         if self.stopping:
             self._stop()
         self.temp.close()
@@ -1281,6 +1292,12 @@ class Agent:
             if self.done:
                 self.main_news.notify()
 
+    def _is_drained(self) -> bool:
+        """True if there is nothing left, and no answer that may bring something still on its way."""
+        with self.lock:
+            late = any(number <= self.drained_at for number in self.open_polls)
+            return self.draining and not self.runs and not self.outbox and not late
+
     def _drain(self, drain: bool) -> None:
         """Takes no more jobs, and ends when it has none any more; or goes on, if it was told that before."""
         if drain is self.draining:
@@ -1288,6 +1305,7 @@ class Agent:
         self.log.info("client.%s", "drain" if drain else "goes_on")
         with self.lock:
             self.draining = self.node["Draining"] = drain
+            self.drained_at = self.polls
             self.main_news.notify()
 
     def _free_slots(self) -> int:
@@ -1305,7 +1323,7 @@ class Agent:
         """Every lease this client holds: what runs here, and what is over but not yet acknowledged."""
         entries = []
         for run in self.runs.values():
-            known: Dict[str, Any] = {"Limits": [run.job.runtime, run.job.memory, run.job.cputime]}
+            known: Dict[str, Any] = {"Limits": run.limits}
             if run.ending:
                 known["Signal"] = "delete"  # once told is enough
             entries.append({"ID": run.job.id, "Lease": run.job.lease, **known})
@@ -1356,8 +1374,8 @@ class Agent:
             note(run.folder, {"Job": run.job.to_record()})
         except (BadRequest, OSError) as error:
             self.log.warning("job.alter job=%s error=%r", run.job, str(error))
-        self.log.info("job.alter job=%s walltime=%d mem=%d cput=%d", run.job, run.job.runtime, run.job.memory,
-                      run.job.cputime)  # fmt: skip
+        else:
+            self.log.info("job.alter job=%s walltime=%d mem=%d cput=%d", run.job, *run.limits)
 
     # -- starting
 

@@ -1020,7 +1020,7 @@ class ServerApi:
 
 def _import_urllib(with_ssl: bool) -> None:
     """Imports urllib, which is 10 MB and 30 ms that the client's keeper and `--help` can do without; and for plain HTTP
-    without ssl, another 1 MB and 8 ms, which it takes up where it is there."""
+    without ssl, another 1 MB and 8 ms, which it takes up where it is there.  From then on this process knows no https."""
     left_out = not with_ssl and "ssl" not in sys.modules
     if left_out:
         sys.modules["ssl"] = None  # type: ignore[assignment]
@@ -1160,6 +1160,8 @@ def merged(record: Record, more: Record) -> Record:
             kept = [word for word in old if word not in value and not (hosts and word.startswith("host="))]
             both[key] = kept + value
         elif old and isinstance(value, dict):
+            if key == "sweep" and set(old) & set(value):
+                raise BadRequest(f"{', '.join(value)} is swept over twice: give all its values at once")
             both[key] = {**old, **value}
     return both
 
@@ -1530,7 +1532,7 @@ def script_lines(text: str, prefix: str = "#PBS") -> Iterator[Tuple[int, List[st
     `#PBS -N "my job"  # a comment`; in a batch file `REM PBS` or `::PBS`.
     """
     for at, line in enumerate(text.lstrip("\ufeff").split("\n"), 1):
-        if not _COMMENT.match(line):
+        if not prefix or not _COMMENT.match(line):
             return
         line = _BATCH_COMMENT.sub("#", line.rstrip("\r"))
         if line.startswith(prefix) and line[len(prefix) : len(prefix) + 1] in ("", " ", "\t"):
@@ -1652,7 +1654,7 @@ _ATTRIBUTES_BY_LOWER_NAME = {name.lower(): attribute for name, attribute in QUEU
 _ALIASES = {"max_running": "max_run"}  # Torque's
 
 
-class Wish(NamedTuple):
+class QmgrCommand(NamedTuple):
     """One command of qmgr: verb, names of queues (none: all), attributes as the server takes them."""
 
     verb: str
@@ -1663,7 +1665,7 @@ class Wish(NamedTuple):
 _QMGR = ("create", "delete", "set", "unset", "list", "print")
 
 
-def parse_qmgr(text: str) -> Wish:
+def parse_qmgr(text: str) -> QmgrCommand:
     """What `set queue long max_run = 10, enabled = true` says; words may be as short as in PBS (`s q long ...`); raises
     BadRequest."""
     words = re.match(r"\s*(\w+)\s+(\w+)\s*(?:([@\w.,-]+)\s*)?(.*?)\s*\Z", text, re.DOTALL)
@@ -1678,7 +1680,7 @@ def parse_qmgr(text: str) -> Wish:
     queues = [name for name in (names or "").split(",") if name and name != "@default"] if not everything else []
     if not queues and verb not in ("list", "print"):
         raise BadRequest(f"qmgr {verb} queue: say which, as in: {verb} queue long")
-    return Wish(verb, queues, parse_queue_attributes(verb, rest))
+    return QmgrCommand(verb, queues, parse_queue_attributes(verb, rest))
 
 
 def parse_queue_attributes(verb: str, text: str) -> Record:
@@ -1706,6 +1708,8 @@ def parse_queue_attributes(verb: str, text: str) -> Record:
 def qmgr_commands(text: str) -> Iterator[Tuple[int, str]]:
     """(number of the line, command) in what qmgr reads: a command a line, or several with `;`; # begins a comment."""
     for at, line in enumerate(text.split("\n"), 1):
+        if line.strip().lower() in ("exit", "quit"):
+            return
         if not line.lstrip().startswith("#"):
             yield from ((at, command.strip()) for command in line.split(";") if command.strip())
 
@@ -1753,6 +1757,11 @@ class Column(NamedTuple):
     value: Callable[[Record], Any]
     right: bool = False
     grows: bool = False
+
+
+def _is_array(job: Record) -> bool:
+    """True for the entry of an array; not told by its keys, which any record may have."""
+    return job.get("Label", "").endswith("[]")
 
 
 def _user(job: Record) -> str:
@@ -1858,7 +1867,7 @@ def full(head: str, fields: Record, indent: str = "    ") -> List[str]:
     for key, value in fields.items():
         for name, text in ((f"{key}.{k}", v) for k, v in value.items()) if isinstance(value, dict) else [(key, value)]:
             words = " ".join(map(str, text)) if isinstance(text, list) else str(text)
-            lines.append(f"{indent}{name} = {_printable(words)}")
+            lines.append(indent + _printable(f"{name} = {words}"))
     return [*lines, ""]
 
 
@@ -1965,7 +1974,7 @@ def _pbs_array(job: Record) -> Record:
     """What an array has more than a job, or a subjob."""
     if job.get("Index") is not None:
         return {"array_id": f"{job['Number']}[]", "array_index": str(job["Index"])}
-    if "States" not in job:
+    if not _is_array(job):
         return {}
     states, statuses = job["States"], {status: n for status, n in job["Statuses"].items() if n}
     queued = states["Q"] + states["H"] + states["W"]
@@ -1982,7 +1991,7 @@ def _pbs_array(job: Record) -> Record:
 def _exit_status(job: Record) -> Optional[int]:
     """A finished job's exit status; an array's is 0 if all its subjobs finished, else 1; that of one that was deleted
     without being run or waited for is as if it had been killed, as in OpenPBS: without one, programs think all is well."""
-    if "States" in job:
+    if _is_array(job):
         return shell_code(job)
     deleted = job.get("Status") == "deleted" and job.get("ExitStatus") is None
     return EXIT_SIGNALLED + 9 if deleted else job.get("ExitStatus")
@@ -1994,8 +2003,9 @@ def _comment(job: Record) -> str:
     words = job.get("Comment")
     if words:
         return words
-    if "States" in job:
-        return ", ".join(f"{count} {STATE_WORDS[letter]}" for letter, count in job["States"].items() if count)
+    if _is_array(job):
+        states = [(STATE_WORDS[letter], count) for letter, count in job["States"].items() if letter != "F"]
+        return ", ".join(f"{count} {word}" for word, count in [*states, *job["Statuses"].items()] if count)
     if job["State"] == "F" and job.get("Status") not in (None, "finished"):
         return f"{job['Status']}: exit status {exit_words(job.get('ExitStatus'))}"
     if job.get("StartTime") and job["State"] in "RF":
@@ -2088,15 +2098,9 @@ UNKNOWN_JOB = 153  # PBS's exit code for it
 Jobs = List[Record]
 
 
-def _all_jobs(api: ServerApi, **query: Any) -> Iterator[Record]:
-    """Every job that /jobs finds, page by page."""
-    offset = 0
-    while True:
-        page = api.call("/jobs", query={**query, "offset": offset})["Jobs"]
-        yield from page
-        if not page or len(page) < 10000:
-            return
-        offset += len(page)
+def _all_jobs(api: ServerApi, **query: Any) -> Jobs:
+    """Every job that /jobs finds.  At once: between two pages jobs may change so that others are passed over."""
+    return api.call("/jobs", query={**query, "limit": 10**9}, timeout=600)["Jobs"]
 
 
 def _ask(api: ServerApi, *call: Any, **query: Any) -> Any:
@@ -2113,10 +2117,13 @@ def _job(api: ServerApi, name: str) -> Record:
     return _ask(api, "/job", query={"id": name})
 
 
+_RANGE = re.compile(r"(\d+)\[(\d*[,:-][\d,:-]*)\]", re.ASCII)
+
+
 def _jobs_named(api: ServerApi, name: str, subjobs: bool) -> Jobs:
     """The jobs of a name: one job or array, the subjobs of `17[1-9]`, and if they are wanted those of an array; raises
     UnknownJob, BadRequest."""
-    words = re.match(r"(\d+)\[(\d*[,:-][\d,:-]*)\]", name)
+    words = _RANGE.match(name)
     if words:
         ranges = parse_ranges(words.group(2))
         found = [j for j in _all_jobs(api, number=words.group(1)) if any(j.get("Index") in r for r in ranges)]
@@ -2124,7 +2131,7 @@ def _jobs_named(api: ServerApi, name: str, subjobs: bool) -> Jobs:
             raise UnknownJob(f"there is no job {name}: qstat -x lists all there are")
         return found
     job = _job(api, name)
-    return list(_all_jobs(api, number=job["Number"])) if subjobs and "States" in job else [job]
+    return _all_jobs(api, number=job["Number"]) if subjobs and _is_array(job) else [job]
 
 
 def _select(options: argparse.Namespace) -> Dict[str, str]:
@@ -2141,15 +2148,16 @@ def _change(api: ServerApi, path: str, names: List[str], select: Dict[str, str],
     call = _ask if names else ServerApi.call
     jobs = call(api, path, {"IDs": names, "Select": select, **more}, timeout=600)["Jobs"]
     for job in jobs:
-        if job["State"] == "R" and job.get("Signal") and path in ("/delete", "/rerun"):
-            print(f"job {job['Label']}: {job['Comment']}", file=sys.stderr)
+        waits = job["State"] == "R" and job.get("Signal") and path in ("/delete", "/rerun")
+        if waits or (job["State"] == "F" and path == "/rerun"):  # at once: its dependency can still not be met
+            print(_printable(f"job {job['Label']}: {job['Comment']}"), file=sys.stderr)
     return jobs
 
 
 def shell_code(job: Record) -> int:
     """A finished job's exit status as a program's exit code: 0 only if it finished; 1 where a shell has no number, and
     for an array of which not all did."""
-    if "States" in job:
+    if _is_array(job):
         return 0 if job["Statuses"]["finished"] == job["Count"] else 1
     if job.get("Status") == "finished":
         return 0
@@ -2211,7 +2219,7 @@ def _wait_for(api: ServerApi, names: List[str], seconds: float = float("inf")) -
         while True:
             left = deadline - time.monotonic()
             try:
-                job = _ask(api, "/job", query={"id": name, "wait": int(max(0, min(50, left)))}, timeout=90)
+                job = _ask(api, "/job", query={"id": name, "wait": -int(-min(50, max(0, left)) // 1)}, timeout=90)
             except ServerAway as error:
                 if left <= 0:
                     raise
@@ -2228,7 +2236,10 @@ def _wait_for(api: ServerApi, names: List[str], seconds: float = float("inf")) -
 
 def qwait(options: argparse.Namespace, api: ServerApi) -> int:
     """Waits until jobs are over, and exits with their status."""
-    return _wait_for(api, options.jobs, options.timeout if options.timeout is not None else float("inf"))
+    names: List[str] = []
+    for name in options.jobs:  # of a range, each
+        names += [job["ID"] for job in _jobs_named(api, name, subjobs=False)] if _RANGE.match(name) else [name]
+    return _wait_for(api, names, options.timeout if options.timeout is not None else float("inf"))
 
 
 def qdel(options: argparse.Namespace, api: ServerApi) -> int:
@@ -2290,11 +2301,7 @@ def qmove(options: argparse.Namespace, api: ServerApi) -> int:
 
 def qalter(options: argparse.Namespace, api: ServerApi) -> int:
     """Changes what qsub said of jobs; of those that run only -l walltime, cput and mem, and -p."""
-    given, names = options.given, []
-    words = options.words
-    while words:  # options may stand behind the jobs too
-        names += words[:1] if words[0] != "--" else []
-        given, words = read_options(words[1:], QALTER_OPTIONS, given)
+    given, names = options.given, options.words
     if not sent(given):
         raise WrongUsage("say what to alter, as in: qalter -l walltime=2:00:00 17")
     _change(api, "/alter", names, given.get("select", {}), Set=sent(given))
@@ -2407,9 +2414,9 @@ def _listed(options: argparse.Namespace, api: ServerApi) -> Tuple[Jobs, List[Unk
     if not options.jobs:
         states = {} if options.x else {"state": "R" if options.r else "Q,H,W" if options.i else "Q,H,W,R"}
         owners = {"owner": options.u} if options.u else {}
-        jobs = list(_all_jobs(api, **states, **owners, **({} if options.t else {"subjobs": 0})))
+        jobs = _all_jobs(api, **states, **owners, **({} if options.t else {"subjobs": 0}))
     if options.J:
-        jobs = [job for job in jobs if (job.get("Index") is not None if options.t else "States" in job)]
+        jobs = [job for job in jobs if (job.get("Index") is not None if options.t else _is_array(job))]
     return jobs, unknown
 
 
@@ -2578,6 +2585,8 @@ def _stop_programs(programs: List[Any]) -> None:
 
 def _show_progress(api: ServerApi, client: Any) -> None:
     """Shows how far it is until the client has nothing more to do: a bar on a terminal, else a line now and then."""
+    import subprocess
+
     bar, began, next_line, first = sys.stderr.isatty(), time.monotonic(), 1.0, None
     while True:
         over = client.poll() is not None
@@ -2595,9 +2604,8 @@ def _show_progress(api: ServerApi, client: Any) -> None:
             return
         try:
             client.wait(0.2)
-        except Exception as error:  # subprocess.TimeoutExpired, which is not imported for this alone
-            if type(error).__name__ != "TimeoutExpired":
-                raise
+        except subprocess.TimeoutExpired:
+            pass
 
 
 def _progress_line(status: Dict[str, Any], seconds: float, first: int, bar: bool) -> str:
@@ -2625,7 +2633,7 @@ def _progress_line(status: Dict[str, Any], seconds: float, first: int, bar: bool
 
 def _print_results(api: ServerApi, database: str) -> int:
     """The table of results; the exit code."""
-    jobs = list(_all_jobs(api))
+    jobs = _all_jobs(api)
     bad = [job for job in jobs if job.get("Status") != "finished"]
     shown = jobs if len(jobs) <= 100 else bad[:100]
     if shown:
@@ -2638,7 +2646,7 @@ def _print_results(api: ServerApi, database: str) -> int:
             if job.get("EndTime") and job.get("StartTime")
             else 0
         )
-        words = job.get("Comment") or _last_line(api, job)
+        words = _printable(job.get("Comment") or _last_line(api, job))
         code = "-" if exit_status is None else exit_status
         _out(
             f"{job['Label']:>6}  {_printable(job['Name'])[:16]:16}  {status:8}  {code:>5}  {seconds:8.2f}s  {words}".rstrip()
@@ -2668,6 +2676,7 @@ class CommandParser(argparse.ArgumentParser):
     argparse would take words of the job's for options."""
 
     table: Sequence[Option] = ()
+    mixed = False  # options may stand behind other words, too
 
     def takes(self, options: Sequence[Option]) -> None:
         self.table = options
@@ -2682,6 +2691,11 @@ class CommandParser(argparse.ArgumentParser):
             return super().parse_known_args(args, namespace)
         try:
             given, words = read_options(args, self.table)
+            names = []
+            while words and self.mixed:
+                names += words[:1] if words[0] != "--" else []
+                given, words = read_options(words[1:], self.table, given)
+            words = names if self.mixed else words
         except WrongUsage as error:
             self.error(str(error))
         if given.pop("help", False):
@@ -2752,6 +2766,8 @@ def arguments() -> argparse.ArgumentParser:
           J="arrays only (with -t: subjobs only)", a="in wide columns", n="and where they run", s="and why they do not",
           i="those that do not run", r="those that run", Q="queues instead", B="the server instead")  # fmt: skip
     sub.add_argument("-u", metavar="USER", help="jobs of this user (several: with commas)")
+    for flag in ("-1", "-w"):  # one line for each job, wide: so it is anyhow
+        sub.add_argument(flag, dest="_", action="store_true", help=argparse.SUPPRESS)
     listing(sub)
 
     sub = command(qselect)
@@ -2785,6 +2801,7 @@ def arguments() -> argparse.ArgumentParser:
     selecting(sub)
 
     sub = command(qalter, options=QALTER_OPTIONS)
+    sub.mixed = True
     sub.usage = "jobrunner.py qalter [options] [JOB ...]"
     sub.epilog = "-v and -l properties replace what the job had."
 
@@ -2814,6 +2831,7 @@ def arguments() -> argparse.ArgumentParser:
         sub.add_argument(*spellings, dest="action", action="store_const", const=action, help=words)
     sub.add_argument("-C", metavar="COMMENT", help="why, for whoever looks")
     sub.add_argument("-l", action="store_true", help="only those that are offline or down, a line each")
+    sub.add_argument("-a", action="store_true", help="all, which is the default")
     listing(sub)
     command(qterm)
     return parser

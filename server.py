@@ -92,7 +92,9 @@ ORIGINAL_LEASE = 600  # s beyond its Runtime that a job stays leased to an origi
 LONGEST_POLL = 60  # s a /request is held open at most, whatever Wait says
 MAX_STARTS = 20  # a job that was started so often and never ended is held
 RETRIED_STATUSES = ("failed", "dead")  # what Retries are for; who is over a limit would be over it again
+_NEVER_RUN_EXITS = (EXIT_ABORTED, EXIT_DEPENDENCY)
 RETRY_FIRST, RETRY_LAST = 30, 3600  # s before the first retry; each pause is twice the one before, up to the last
+NODE_FORGOTTEN = 30 * 86400  # s of silence after which a client is not listed any more
 MAX_HISTORY = 50  # lines kept of a job's history
 OUTPUT_TAIL = 64 * 1024  # bytes of each output that a report may bring
 SMALL_SNAPSHOT = 16 << 20  # bytes of journal that are worth a snapshot whatever its size
@@ -910,6 +912,8 @@ class ArraySpec(NamedTuple):
             sub = make(Job)
             sub.id = "%s%012x" % (first, last + index & 0xFFFFFFFFFFFF)
             sub.params = [text % values if formatted else text for text, formatted in params]
+            if not sub.params[0]:
+                raise BadRequest(f"the program of subjob {index} is empty: give every item a text that is one")
             sub.runtime, sub.number, sub.state, sub.submit_time = runtime, number, state, submit_time
             own = sub.__dict__
             own["index"] = index
@@ -1009,7 +1013,7 @@ class Array:
             return "F"
         if self.begun or self.states[State.FINISHED]:
             return "B"
-        return next(state.value for state in (State.QUEUED, State.WAITING, State.HELD) if self.states[state])
+        return next((s.value for s in (State.QUEUED, State.WAITING, State.HELD) if self.states[s]), "Q")
 
     def to_record(self) -> Dict[str, Any]:
         """For listings: what its subjobs have in common, and how many are where."""
@@ -1091,8 +1095,8 @@ class Accounting:
         path = os.path.join(self.folder, time.strftime("%Y%m%d", moment))
         try:
             with open(path, "ab", opener=_private) as file:
-                file.write("".join(lines).encode("utf-8", "surrogateescape"))
-        except (OSError, UnicodeError) as error:
+                file.write(tail_bytes("".join(lines)))
+        except OSError as error:
             log.warning("accounting.failed file=%s lines=%d error=%r", path, len(lines), str(error))
 
 
@@ -1110,14 +1114,20 @@ def accounting_lines(old: Any, new: Any) -> Iterator[str]:
         yield f"S;{new};{_pairs(_accounted(new))}"
     elif after is State.RUNNING and new.signal == "delete" and old.signal != "delete":
         yield f"D;{new};{_pairs({'requestor': new.owner or '-'})}"
-    elif after is State.FINISHED and before is State.RUNNING:
+    elif after is State.FINISHED and (before is State.RUNNING or _ended_by_itself(new)):
         yield f"E;{new};{_pairs({**_accounted(new), **_accounted_end(new)})}"
     elif after is State.FINISHED and before is not State.FINISHED:
         deleted = new.status == "deleted"
         yield f"D;{new};{_pairs({'requestor': new.owner or '-'})}" if deleted else f"A;{new};{_one_line(new.comment)}"
     elif before in (State.RUNNING, State.FINISHED) and after not in (State.RUNNING, State.FINISHED):
         ended = old if old.end_time is not None else old.but(end_time=new.queue_time)
-        yield f"R;{new};{_pairs({**_accounted(old), **_accounted_end(ended)})}"
+        run = {**_accounted(old), **_accounted_end(ended)} if old.start_time is not None else {"queue": new.queue}
+        yield f"R;{new};{_pairs(run)}"
+
+
+def _ended_by_itself(job: Job) -> bool:
+    """True of a job that a client reported, though it had been given up and was queued again."""
+    return job.start_time is not None and job.status != "deleted" and job.exit_status not in _NEVER_RUN_EXITS
 
 
 def _accounted(job: Job) -> Dict[str, Any]:
@@ -1219,6 +1229,7 @@ class Queue:
         self.statuses = {status: 0 for status in STATUSES}
         self.ends: Deque[List[int]] = collections.deque()  # [minute, jobs that ended in it]
         self.watchers: Dict[str, List[threading.Event]] = {}  # who waits for a job's end
+        self.tidy_at = 0.0
         self.snapshot_lock = threading.Lock()
         self.snapshot_time = time.monotonic()
         store.undo = self._undo
@@ -1240,8 +1251,8 @@ class Queue:
             elif key == "Server":
                 try:
                     self._take_header(value)
-                except (BadRequest, AttributeError, TypeError) as error:
-                    snapshot.throw(BadFact(f'"Server": {error}'))
+                except (BadRequest, AttributeError, KeyError, TypeError, ValueError) as error:
+                    snapshot.throw(BadFact(f'"Server" makes no sense: {error!r}'))
             else:
                 log.warning("store.unknown file=%s key=%s: not a part of the database, dropped", self.store.path, key)
         for job in numberless:
@@ -1516,8 +1527,8 @@ class Queue:
                         jobs, batch = self._lease(node, mine, batch)
                     signals = signals or self._signals(wish)
                     left, drain = deadline - time.monotonic(), self._is_to_drain(node)
-                    if drain is not (wish.info.get("Draining") is True):
-                        break  # which is something to say
+                    if "Draining" in wish.info and drain is not wish.info["Draining"]:
+                        break  # which is something to say, to a client that knows of it
                     if jobs or signals or left <= 0 or mine.superseded or self.stopping:
                         break
                     mine.wake.clear()
@@ -1530,7 +1541,9 @@ class Queue:
         # The lock was let go between the two: what fails to be written of the first must not be acknowledged because
         # the second could be.  What was leased then is found out by the client's next request (_settle_polls).
         self.store.wait(taken)
-        reply = {"Jobs": [job.to_record() for job in jobs], "Signals": signals, "Drain": drain, "Waiting": waiting}
+        reply = {"Jobs": [job.to_record() for job in jobs], "Signals": signals, "Drain": drain}
+        if wish.info.get("UntilEmpty"):
+            reply["Waiting"] = waiting
         if reports:
             reply["Reported"] = reported
         return reply, batch
@@ -1599,6 +1612,8 @@ class Queue:
         for job_id, lease, known in wish.running:
             job = self.jobs.get(job_id)
             if not job or job.lease != lease or job.state is not State.RUNNING:
+                if job and job.lease == lease and job.status == "deleted" and known != "delete":
+                    found.append({"ID": job_id, "Signal": "delete"})  # by force
                 continue
             if job.signal:
                 found += [{"ID": job_id, "Signal": "delete"}] if known != "delete" else []
@@ -1950,14 +1965,23 @@ class Queue:
         if unknown or not (wish or limits):
             raise BadRequest(f"{', '.join(unknown) or 'nothing'} cannot be altered: say one of {', '.join(ALTERABLE)}")
 
+        @functools.lru_cache(maxsize=None)  # the same for all jobs that are altered, of which there may be many
+        def depend() -> Tuple[List[str], Dict[str, str]]:
+            targets = self._targets(patch.depend)
+            return targets, self._waited_for(targets)
+
         def altered(job: Job) -> Job:
             changes = {name: getattr(patch, name) for name in names}
+            if patch.extra:  # what is only kept
+                changes["extra"] = {**job.extra, **patch.extra}
             if job.state is State.RUNNING and not set(wish) <= set(ALTERABLE_RUNNING):
                 kept = ", ".join(key for key in wish if key not in ALTERABLE_RUNNING)
                 raise BadState(f"cannot alter {kept} of job {job}: it is running, and that needs a job that is not")
             if patch.depend:
-                changes["depend"] = self._targets(patch.depend)
-                self._check_cycle(job, changes["depend"])
+                changes["depend"], waited_for = depend()
+                if job.id in waited_for:
+                    words = f"it waits for {job} itself, at once or over other jobs"
+                    raise BadRequest(f"{waited_for[job.id]} of job {job} would be a cycle: {words}")
             after = self._moved(self._noted(job, f"altered: {', '.join(wish)}"), "alter", **changes)
             after = self._queue_named(after.queue).admitted(after) if "Runtime" in wish else after
             if after.state is State.QUEUED:
@@ -1985,19 +2009,18 @@ class Queue:
         specs = {thing.spec.number: thing.spec for thing in things if isinstance(thing, Array)}
         return [(spec, spec._replace(**words)) for spec in specs.values()]
 
-    def _check_cycle(self, job: Job, depend: List[str]) -> None:
-        """Raises BadRequest if one of the targets waits, over however many jobs, for the job itself."""
-        pending, seen = [(text, text) for text in depend], set()
+    def _waited_for(self, depend: List[str]) -> Dict[str, str]:
+        """{ID: the dependency that leads to it} of all jobs that these dependencies wait for, over however many."""
+        pending, seen, found = [(text, text) for text in depend], set(), {}
         while pending:
             text, first = pending.pop()
-            target = Depend.parse([text])[0].target
-            if target in seen:
-                continue
-            seen.add(target)
-            for other in self._all_of_name(target):
-                if other.id == job.id:
-                    raise BadRequest(f"{first} of job {job} would be a cycle: {target} waits for {job} itself")
-                pending += [(further, first) for further in other.depend]
+            target = text.partition(":")[2]
+            if target not in seen:
+                seen.add(target)
+                for job in self._all_of_name(target):
+                    found.setdefault(job.id, first)
+                    pending += [(further, first) for further in job.depend]
+        return found
 
     def _change(
         self, chosen: "Selection", event: str, function: Callable[[Job], Job]
@@ -2007,6 +2030,8 @@ class Queue:
             changes = self._chosen(chosen, event, function)
             batch = self._commit({"Put": [after.to_record() for _, after in changes]}, changes)
             self._tell(changes)
+            for host in {job.host for job, _ in changes if job.state is State.RUNNING}:
+                self._wake_host(host)  # also for what is over by force
             return [self.jobs[job.id] for job, _ in changes], batch
 
     def _chosen(self, chosen: "Selection", event: str, function: Callable[[Job], Job]) -> Changes:
@@ -2030,13 +2055,13 @@ class Queue:
     def _add_group(
         found: Dict[str, Tuple[Job, Job]], jobs: List[Job], event: str, words: str, function: Callable[[Job], Job]
     ) -> None:
-        refusal, accepted = None, 0
+        refusal, accepted = "", 0
         for job in jobs:
             try:
                 found.setdefault(job.id, (job, function(job)))
                 accepted += 1
             except BadState as error:
-                refusal = refusal or error
+                refusal = refusal or str(error)  # not the error: that refers to this frame, and all jobs in it
         if refusal and not accepted:
             raise BadState(f"cannot {event} any job of {words}: {refusal}")
 
@@ -2251,7 +2276,18 @@ class Queue:
             batch = self._commit_all(changes)
             for node in self.nodes.values():
                 self._watch_node(node, moment)
+            if moment >= self.tidy_at:
+                self._tidy(moment)
         self.store.wait(batch)
+
+    def _tidy(self, moment: float) -> None:
+        """Once an hour: forgets heaps in which nothing waits any more, and clients that nobody has heard of for long."""
+        self.tidy_at = moment + 3600
+        self.ready = {need: heap for need, heap in self.ready.items() if self._has_head(need, heap)}
+        for key, node in list(self.nodes.items()):
+            used = node.polls or node.handed or node.host in self.marks or node.host in self.leased
+            if not used and moment - node.last_seen > NODE_FORGOTTEN:
+                del self.nodes[key]
 
     def _is_being_named(self, job: Job) -> bool:
         """True while a request is held open that names the job's lease."""
@@ -2263,14 +2299,18 @@ class Queue:
         """A running job whose lease is over: nobody has reported it."""
         log.warning("job.expired job=%s host=%s run=%d", job, job.host, job.run_count)
         if job.signal in ("delete", "abort"):
-            over = dict(status="deleted", comment=f"deleted; {job.host} has not reported its end", signal="")
-            if job.signal == "abort":
-                over.update(status="failed", exit_status=EXIT_ABORTED, comment=_aborted_words(job))
-            return self._moved(job, "end", end_time=self.clock(), **over)
+            return self._ended_as_told(job, f"deleted; {job.host} has not reported its end")
         if not job.rerunable:
             return self._lost(job, f"{job.host} was not heard of until the lease ended, and the job must not run twice")
         words = f"{job.host} was not heard of until the lease ended: queued again"
         return self._requeued(job, words, lease=job.lease)
+
+    def _ended_as_told(self, job: Job, comment: str) -> Job:
+        """A running job that was to be ended, and is, or is taken to be."""
+        over = dict(status="deleted", comment=comment, signal="")
+        if job.signal == "abort":
+            over.update(status="failed", exit_status=EXIT_ABORTED, comment=_aborted_words(job))
+        return self._moved(job, "end", end_time=self.clock(), **over)
 
     def _lost(self, job: Job, comment: str) -> Job:
         over = dict(status="lost", exit_status=EXIT_LOST, comment=comment, signal="")
@@ -2297,7 +2337,7 @@ class Queue:
             array = self.arrays.get(number)
             if array and not index:
                 return array
-            if array and index.isdigit() and int(index) in array.members:
+            if array and index.isdigit() and len(index) < 10 and int(index) in array.members:
                 return self.jobs[array.members[int(index)]]
             if not words.group(2) and number in self.numbers:
                 return self.jobs[self.numbers[number]]
@@ -2366,28 +2406,32 @@ class Queue:
             event.set()
 
     def why_queued(self, job: Job) -> str:
-        """Why a queued job does not run yet, for a person; the caller need not hold the lock."""
-        up, need = [node for node in list(self.nodes.values()) if self._takes_jobs(node)], self._need(job)
-        reasons = self._limit_words(need)
+        """Why a queued job does not run yet, for a person; "" if it is not queued any more."""
+        with self.lock:
+            return self._why_queued(job) if self.jobs.get(job.id) is job else ""
+
+    def _why_queued(self, job: Job) -> str:
+        need, nodes = self._need(job), [node for node in self.nodes.values() if not node.down]
+        up, reasons = [node for node in nodes if self._takes_jobs(node)], self._limit_words(need)
         fitting = [node for node in up if need.fits(node, max(node.slots, 1))]
         if not up:
-            offline = any(not node.down for node in list(self.nodes.values()))
-            reasons.append("every client that is connected is offline" if offline else "no client is connected")
+            reasons.append("every client that is connected is offline" if nodes else "no client is connected")
         elif not fitting:
-            reasons += self._unmet(need, up) or ["no client has all that it needs together"]
+            reasons += self._unmet(need, up, nodes) or ["no client has all that it needs together"]
         elif not reasons and any(node.host not in need.failed_on for node in fitting) and need.failed_on:
             reasons.append(f"waits for a free slot on another client than {', '.join(need.failed_on)}, where it failed")
         return "; ".join(reasons) or "waits for a free slot"
 
     @staticmethod
-    def _unmet(need: Need, up: List[Node]) -> List[str]:
-        """Which of a job's needs no client meets, each in words."""
+    def _unmet(need: Need, up: List[Node], connected: List[Node]) -> List[str]:
+        """Which of a job's needs no client meets that takes jobs, each in words."""
         found = []
         if max(max(node.slots, 1) for node in up) < need.ncpus:
             found.append(f"needs {need.ncpus} slots: no client has so many")
         for word in need.requires:
             if not any(word in node.properties for node in up):
-                found.append(f"needs {word}: no client has it")
+                offline = any(word in node.properties for node in connected)
+                found.append(f"needs {word}: {'every client that has it is offline' if offline else 'no client has it'}")
         if all(node.queues is not None and need.queue not in node.queues for node in up):
             found.append(f"no client serves queue {need.queue}")
         if all(node.host in need.refused_by for node in up):
@@ -2395,6 +2439,21 @@ class Queue:
         if not need.plain and all(node.original for node in up):
             found.append("needs a client of this version: there is none")
         return found
+
+    def array_record(self, array: Array) -> Dict[str, Any]:
+        """An array for a listing: what its subjobs have in common as it was submitted, what was altered of them since as
+        it is of the first that is not over, and why that does not run."""
+        with self.lock:
+            jobs = map(self.jobs.__getitem__, array.members.values())
+            first = next((job for job in jobs if job.state in _READY_BY), None)
+            record = array.to_record()
+            if first is None:
+                return record
+            now_so = first.public()
+            record.update({key: now_so[key] for key in _ALTERED_OF_ARRAYS if key in now_so})
+            why = self._why_queued(first) if first.state is State.QUEUED else ""
+            record["Comment"] = "; ".join(filter(None, [first.comment, why]))
+            return record
 
     def picture(self) -> List[Job]:
         """Every job at one moment."""
@@ -2458,7 +2517,7 @@ class Queue:
         """A running job back in the queue; over instead if it was to be ended; held instead if its run never `ended` and
         it was started too often to go on like that."""
         if job.signal in ("delete", "abort"):
-            return self._expired(job)
+            return self._ended_as_told(job, "deleted while it ran")
         words = dict(comment=comment, lease=lease, host="", expiry=None, signal="", queue_time=self.clock(), **changes)
         queued = self._moved(self._noted(job, f"{_run_words(job)}; {comment}"), "requeue", **words)
         if job.run_count and job.run_count % MAX_STARTS == 0 and not ended and "run_count" not in changes:
@@ -2686,7 +2745,11 @@ class Queue:
         for job in jobs if waiting else ():
             need = self._need(job)
             for node, poll in waiting:
-                if job.state is State.QUEUED and need.fits(node, poll.slots):
+                if (
+                    job.state is State.QUEUED
+                    and need.fits(node, poll.slots)
+                    and not (need.failed_on and self._others_first(need, node))
+                ):
                     poll.wake.set()
                     waiting.remove((node, poll))
                     break
@@ -2700,7 +2763,8 @@ class Queue:
         if job.state is State.RUNNING:
             return
         array = job.number if job.index is not None and self.arrays[job.number].spec.max_running else 0
-        if not array and not self.queues[job.queue].max_run:
+        named = self.queues.get(job.queue)  # none, if it was deleted since the job was over
+        if not array and not (named and named.max_run):
             return
         for need, heap in self.ready.items():
             if (need.array == array if array else need.queue == job.queue) and self._has_head(need, heap):
@@ -2732,6 +2796,7 @@ _REPLAYED: Dict[str, Callable[[Queue, Any], Any]] = {
 }
 
 LIMITS = ("Runtime", "Memory", "CpuTime")
+_ALTERED_OF_ARRAYS = ("Name", "Queue", "Priority", "Runtime", "Memory", "CpuTime", "Ncpus", "Requires", "Depend", "Hold")
 ARRAY_LIMITS = {"MaxRunSubjobs": "max_running", "MaxFails": "max_fails"}
 ALTERABLE_RUNNING = ("Runtime", "Memory", "CpuTime", "Priority")
 ALTERABLE = (
@@ -2748,7 +2813,6 @@ _NO_NEED = Need(True, 1, (), (), DEFAULT_QUEUE, 0, ())
 
 # The event that makes a job of these states ready to run.
 _READY_BY = {State.QUEUED: "", State.HELD: "release", State.WAITING: "ready"}
-_NEVER_RUN_EXITS = (EXIT_ABORTED, EXIT_DEPENDENCY)
 
 # What a job begins its next run without.
 _NEW_RUN: Dict[str, Any] = {
@@ -2777,7 +2841,7 @@ class Selection(NamedTuple):
     words: str = ""
 
 
-_JOB_NAME = re.compile(r"(\d{1,18})(\[([\d,:-]*)\])?(?:\.[\w.-]+)?\Z", re.ASCII)  # as in PBS, `.server` may follow
+_JOB_NAME = re.compile(r"(\d{1,18})(\[([\d,:-]{0,1000})\])?(?:\.[\w.-]+)?\Z", re.ASCII)  # as in PBS, `.server` may follow
 
 
 def _is_range(name: str) -> bool:
@@ -3050,7 +3114,7 @@ def get_job(queue: Queue, request: Request) -> Answer:
 def _public(queue: Queue, job: Union[Job, Array]) -> Dict[str, Any]:
     """A job or array for a listing; a queued job always says why it waits."""
     if isinstance(job, Array):
-        return job.to_record()
+        return queue.array_record(job)
     record = job.public()
     if job.state is State.QUEUED:
         record["Comment"] = "; ".join(filter(None, [job.comment, queue.why_queued(job)]))
@@ -3171,13 +3235,16 @@ def _job_filter(query: Dict[str, str]) -> Callable[[Job], bool]:
     for key, value in query.items():
         words = frozenset(value.split(","))
         if key == "state":
-            states = frozenset(jobrunner._check_state("state", word) for word in words)
+            letters = value.replace(",", "") or value  # `Q,R`, or as PBS's qselect has it `QR`
+            states = frozenset(jobrunner._check_state("state", letter) for letter in letters or [""])
             tests.append(lambda job, states=states: job.state in states)
         elif key == "number":
             numbers = frozenset(_whole({"number": word}, "number", 0) for word in words)
             tests.append(lambda job, numbers=numbers: job.number in numbers)
         elif key == "name":
             tests.append(lambda job, name=value: job.title == name)
+        elif key == "status" and not words.issubset(STATUSES):
+            raise BadRequest(f"status must be one of {', '.join(STATUSES)}, not {value!r}")
         elif key in ("status", "queue", "host"):
             tests.append(lambda job, key=key, words=words: getattr(job, key) in words)
         elif key == "owner":
@@ -3682,7 +3749,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 _size = jobrunner.argument(jobrunner.parse_size)
-_duration = jobrunner.argument(jobrunner.parse_duration)
+_duration = jobrunner.argument(lambda text: jobrunner._CHECKS["runtime"]("the time", jobrunner.parse_duration(text)))
 
 
 def listen(bind: str, port: int, queue: Queue, max_body: int) -> Server:

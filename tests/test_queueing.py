@@ -5,10 +5,12 @@ import json
 import os
 import re
 import sys
+import threading
+import time
 
 import pytest
 
-from harness import ROOT
+from harness import ROOT, until
 
 sys.path.insert(0, ROOT)
 import server as server_module  # noqa: E402
@@ -896,3 +898,130 @@ def test_a_host_is_marked_again_and_cleared_twice(lab):
     lab.poll("pc")
     lab.do("mark", ["pc"], "clear", "")
     assert nodes(lab)["pc"] == ("free", "")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What reviews found
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_that_is_held_open_learns_of_a_delete_by_force_at_once(lab):
+    (a,) = lab.add("a")
+    job = lab.start()
+    request = {"Hostname": "pc", "Slots": 0, "Wait": 30, "Running": [{"ID": job.id, "Lease": job.lease}]}
+    told = []
+    thread = threading.Thread(target=lambda: told.extend(lab.do("poll", request, lambda: True)["Signals"]))
+    thread.start()
+    until(lambda: any(node.polls for node in lab.queue.nodes.values()), "the request to be held open")
+    lab.verb("delete", a, force=True)
+    thread.join(10)
+    assert told == [{"ID": job.id, "Signal": "delete"}]
+
+
+def test_an_item_that_would_be_an_empty_program_is_refused_before_it_spoils_the_database(lab):
+    with pytest.raises(BadRequest, match="the program of subjob 2 is empty"):
+        lab.add({"Params": ["{item}"], "Items": ["true", ""]})
+    lab.add({"Params": ["echo", "{item}"], "Items": ["x", ""]})
+    lab.restart(clean=True)
+    assert lab.queue.status()["Jobs"] == 2
+
+
+def test_a_job_rerun_without_ever_having_run_has_no_run_in_the_accounting(lab):
+    (a,) = lab.add("a", Hold=True)
+    lab.verb("delete", a)
+    lab.verb("rerun", a)
+    assert lines_of(lab)[-1] == f"R;{a};queue=default"
+
+
+def test_a_job_that_was_given_up_and_reported_after_all_has_ended_in_the_accounting(lab):
+    (a,) = lab.add("a")
+    lab.start()
+    lab.pass_time(4000)
+    assert lab.state(a) == "Q"
+    lab.end(a, 0, Hostname="pc")
+    assert lab.state(a) == "F finished" and lines_of(lab)[-1].startswith(f"E;{a};user=")
+
+
+def test_one_name_that_cannot_be_written_costs_nobody_their_accounting(tmp_path, lab):
+    folder = str(tmp_path / "accounting")
+    lab.queue.store.account = server_module.Accounting(folder, lambda: lab.moment).write
+    lab.add({"Name": "\ud800"}, {"Name": "fine"})
+    lab.poll("pc", 2)
+    (day,) = os.listdir(folder)
+    with open(os.path.join(folder, day)) as file:
+        assert [line.split(";")[1] for line in file] == ["Q", "Q", "S", "S"]
+
+
+def test_an_array_is_listed_as_it_was_altered_and_says_why_it_does_not_run(lab):
+    create(lab, "long", Started=False)
+    (number,) = lab.add({"Array": "1-3", "Name": "old"})
+    lab.verb("move", number, queue="long")
+    lab.verb("alter", number, wish={"Name": "new", "Priority": 7, "Runtime": 60})
+    record = lab.queue.array_record(lab.job(number))
+    assert (record["Queue"], record["Name"], record["Priority"], record["Runtime"]) == ("long", "new", 7, 60)
+    assert record["Comment"] == "queue long is not started; no client is connected"
+    lab.verb("delete", number)
+    assert "Comment" not in lab.queue.array_record(lab.job(number))
+
+
+def test_what_is_only_kept_of_a_job_is_altered_too(lab):
+    (a,) = lab.add("a", Account="one", Colour="red")
+    lab.verb("alter", a, wish={"Account": "two"})
+    lab.restart()
+    assert lab.job(a).extra == {"Account": "two", "Colour": "red"}
+
+
+def test_a_need_that_only_a_host_meets_which_is_offline_is_said_so(lab):
+    lab.poll("one", 0, Properties=["java17"])
+    lab.poll("other", 0)
+    lab.do("mark", ["one"], "offline", "")
+    (a,) = lab.add("a", Requires=["java17", "java99"])
+    why = "needs java17: every client that has it is offline; needs java99: no client has it"
+    assert lab.queue.why_queued(lab.job(a)) == why
+
+
+def test_clients_that_nobody_has_heard_of_for_long_and_heaps_in_which_nothing_waits_are_forgotten(lab):
+    lab.poll("gone", 0)
+    lab.poll("marked", 0)
+    lab.do("mark", ["marked"], "offline", "")
+    for number in lab.add(*[{"Requires": [f"host={n}"]} for n in range(5)]):
+        lab.verb("delete", number)
+    lab.pass_time(31 * 86400)
+    assert list(nodes(lab)) == ["marked"] and lab.queue.ready == {}
+
+
+def test_a_retry_wakes_a_client_on_which_it_has_not_failed(lab):
+    (a,) = lab.add("a", Retries=1)
+    lab.start("bad")
+    lab.poll("good", 0, Slots=1)
+    lab.end(a, 1)
+    given = []
+    node = {"Slots": 1}
+    threads = [
+        threading.Thread(
+            target=lambda host=host: given.extend(
+                (host, job["ID"])
+                for job in lab.do("poll", {"Hostname": host, "Slots": 1, "Wait": 8, "Node": node}, lambda: True)["Jobs"]
+            )
+        )
+        for host in ("bad", "good")
+    ]
+    for thread in threads:
+        thread.start()
+    until(lambda: sum(len(known.polls) for known in lab.queue.nodes.values()) == 2, "two requests to be held open")
+    began = time.monotonic()
+    lab.pass_time(31)
+    threads[1].join(10)
+    assert given == [("good", lab.job(a).id)] and time.monotonic() - began < 6
+    lab.queue.stopping = True
+    lab.queue._wake_all()
+    threads[0].join(10)
+
+
+def test_a_cycle_is_looked_for_once_for_all_jobs_that_are_altered(lab):
+    first, second = lab.add({"Array": "1-3000"}, {"Array": "1-3000"})
+    began = time.monotonic()
+    assert len(lab.verb("alter", second, wish={"Depend": [f"afterok:{first}"]})) == 3000
+    with pytest.raises(BadRequest, match="would be a cycle"):
+        lab.verb("alter", first, wish={"Depend": [f"afterok:{second}[7]"]})
+    assert time.monotonic() - began < 20  # looked for anew for each, it takes minutes
