@@ -1,9 +1,10 @@
 """python3 tests: sets up what the tests need (pytest, in .venv when it is missing) and runs them all.
 
-They mostly wait for processes, so two halves run side by side.  What follows is given to one pytest instead:
+They mostly wait for processes, so three parts run side by side.  What follows is given to one pytest instead:
 `python3 tests -k store -x`.
 """
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -14,8 +15,8 @@ import venv
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
-# Those whose jobs and programs take long to start and end; everything else is the other half.
-SLOW = ("test_client.py", "test_versions.py", "test_windows.py", "test_wire.py", "interop")
+# Parts that take about as long as each other; everything else is one more.
+PARTS = (("test_windows.py", "test_versions.py"), ("test_client.py", "test_wire.py", "test_commands.py", "interop"))
 
 
 def python_with_pytest() -> str:
@@ -33,34 +34,40 @@ def python_with_pytest() -> str:
     return python
 
 
-def run_halves(pytest) -> int:
-    """Both halves, what the second says after what the first says; 0 if all passed."""
-    slow = [os.path.join(HERE, name) for name in SLOW]
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
-        second = subprocess.Popen(pytest + slow, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
-        others = [HERE] + [f"--ignore={path}" for path in slow]
+def run_parts(pytest) -> int:
+    """All parts, what the others say after what the one with everything else says; 0 if all passed."""
+    parts = [[os.path.join(HERE, name) for name in names] for names in PARTS]
+    others = [HERE] + [f"--ignore={path}" for part in parts for path in part]
+    with contextlib.ExitStack() as files:
+        running = []
+        for part in parts:
+            said = files.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"))
+            process = subprocess.Popen(pytest + part, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+            running.append((process, said))
         first = subprocess.Popen(pytest + others, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-        heard = []
+        heard = [""]
         for line in first.stdout:
-            heard.append(line.decode("utf-8", "replace"))
+            heard[0] += line.decode("utf-8", "replace")
             sys.stdout.buffer.write(line)
             sys.stdout.buffer.flush()
-        codes = [first.wait(), second.wait()]
-        said.seek(0)
-        rest = said.read()
-    print(rest, flush=True)
-    print(", ".join(f"{count(''.join(heard), rest, word)} {word}" for word in ("passed", "failed", "skipped")))
+        codes = [first.wait()]
+        for process, said in running:
+            codes.append(process.wait())
+            said.seek(0)
+            heard.append(said.read())
+            print(heard[-1], flush=True)
+    print(", ".join(f"{count(heard, word)} {word}" for word in ("passed", "failed", "skipped")))
     return next((code for code in codes if code), 0)
 
 
-def count(one: str, other: str, word: str) -> int:
-    """The sum of a number in the last lines of two runs of pytest; an error counts as a failure."""
+def count(heard, word: str) -> int:
+    """The sum of a number in the last lines of all runs of pytest; an error counts as a failure."""
     words = word + "|errors?" if word == "failed" else word
-    return sum(int(n) for said in (one, other) for n in re.findall(rf"(\d+) (?:{words})", said.strip().split("\n")[-1]))
+    return sum(int(n) for said in heard for n in re.findall(rf"(\d+) (?:{words})", said.strip().split("\n")[-1]))
 
 
 if __name__ == "__main__":
     PYTEST = [python_with_pytest(), "-m", "pytest", "-q", "-ra"]
     if sys.argv[1:]:
         sys.exit(subprocess.call(PYTEST + [HERE] + sys.argv[1:], cwd=ROOT))
-    sys.exit(run_halves(PYTEST))
+    sys.exit(run_parts(PYTEST))
