@@ -2686,6 +2686,23 @@ class CommandParser(argparse.ArgumentParser):
                 option.flag, help=option.help.replace("%", "%%"), dest="_", default=argparse.SUPPRESS, **shape
             )
 
+    def listing(self) -> None:
+        self.add_argument("-F", choices=("json",), metavar="json", help="one JSON document, laid out as OpenPBS's")
+
+    def flags(self, **helps: str) -> None:
+        for letter, words in helps.items():
+            self.add_argument(f"-{letter}", action="store_true", help=words)
+
+    def selecting(self, **short: str) -> None:
+        """Options that say which jobs by what they have in common; `short` has one letter more for some."""
+        for name, _, words in SELECTIONS:
+            spellings = [f"-{short[name]}"] if name in short else []
+            self.add_argument(*spellings, f"--{name}", dest=name, metavar=name.upper(), help=words)
+
+    def named(self, count: str) -> None:
+        words = "a number, 17[], 17[3], 17[1-9], an ID, or the beginning of one"
+        self.add_argument("jobs", nargs=count, metavar="JOB", help=words)
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Tuple[Any, List[str]]:
         if not self.table:
             return super().parse_known_args(args, namespace)
@@ -2732,22 +2749,13 @@ def arguments() -> argparse.ArgumentParser:
             sub.add_argument(option.flag, metavar=option.value, type=kind, help=option.help)
         return sub
 
-    def listing(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("-F", choices=("json",), metavar="json", help="one JSON document, laid out as OpenPBS's")
+    for group in (_submitting, _listing, _changing, _looking, _managing):
+        group(command)
+    return parser
 
-    def flags(sub: argparse.ArgumentParser, **helps: str) -> None:
-        for letter, words in helps.items():
-            sub.add_argument(f"-{letter}", action="store_true", help=words)
 
-    def selecting(sub: argparse.ArgumentParser, **short: str) -> None:
-        for name, _, words in SELECTIONS:
-            spellings = [f"-{short[name]}"] if name in short else []
-            sub.add_argument(*spellings, f"--{name}", dest=name, metavar=name.upper(), help=words)
-
-    def named(sub: argparse.ArgumentParser, count: str) -> None:
-        words = "a number, 17[], 17[3], 17[1-9], an ID, or the beginning of one"
-        sub.add_argument("jobs", nargs=count, metavar="JOB", help=words)
-
+def _submitting(command: Callable[..., CommandParser]) -> None:
+    """Those that run and submit."""
     sub = command(run, remote=False)
     sub.add_argument(
         "file", metavar="FILE", help="a database, a JSON list, or JSON Lines, one job each; -: standard input"
@@ -2760,24 +2768,30 @@ def arguments() -> argparse.ArgumentParser:
     sub.usage = "\n       ".join(f"jobrunner.py qsub [options] {words}" for words in what)
     sub.epilog = "In an array {index}, {name}, {item} and the names of a sweep are replaced in the command, -v, -o and -e."
 
+
+def _listing(command: Callable[..., CommandParser]) -> None:
+    """Those that list jobs."""
     sub = command(qstat)
-    named(sub, "*")
-    flags(sub, f="everything about each", x="finished jobs too", t="subjobs, instead of a line for each array",
+    sub.named("*")
+    sub.flags(f="everything about each", x="finished jobs too", t="subjobs, instead of a line for each array",
           J="arrays only (with -t: subjobs only)", a="in wide columns", n="and where they run", s="and why they do not",
           i="those that do not run", r="those that run", Q="queues instead", B="the server instead")  # fmt: skip
     sub.add_argument("-u", metavar="USER", help="jobs of this user (several: with commas)")
     for flag in ("-1", "-w"):  # one line for each job, wide: so it is anyhow
         sub.add_argument(flag, dest="_", action="store_true", help=argparse.SUPPRESS)
-    listing(sub)
+    sub.listing()
 
     sub = command(qselect)
-    selecting(sub, name="N", state="s", queue="q", owner="u")
-    flags(sub, x="finished jobs too", J="arrays instead of their subjobs")
-    listing(sub)
+    sub.selecting(name="N", state="s", queue="q", owner="u")
+    sub.flags(x="finished jobs too", J="arrays instead of their subjobs")
+    sub.listing()
 
+
+def _changing(command: Callable[..., CommandParser]) -> None:
+    """Those that change jobs."""
     sub = command(qdel)
-    named(sub, "*")
-    selecting(sub)
+    sub.named("*")
+    sub.selecting()
     sub.add_argument(
         "-W", choices=("force",), metavar="force", help="forget at once one that runs: it is not waited for"
     )
@@ -2785,38 +2799,44 @@ def arguments() -> argparse.ArgumentParser:
 
     for function in (qhold, qrls):
         sub = command(function, help_flags=("--help",))
-        named(sub, "*")
-        selecting(sub)
+        sub.named("*")
+        sub.selecting()
         sub.add_argument(
             "-h", metavar="u", choices=("u", "o", "s", "n"), help="as in PBS; there is one kind of hold here"
         )
 
     sub = command(qrerun)
-    named(sub, "*")
-    selecting(sub)
+    sub.named("*")
+    sub.selecting()
 
     sub = command(qmove)
     sub.add_argument("destination", metavar="QUEUE")
-    named(sub, "*")
-    selecting(sub)
+    sub.named("*")
+    sub.selecting()
 
     sub = command(qalter, options=QALTER_OPTIONS)
     sub.mixed = True
     sub.usage = "jobrunner.py qalter [options] [JOB ...]"
     sub.epilog = "-v and -l properties replace what the job had."
 
+
+def _looking(command: Callable[..., CommandParser]) -> None:
+    """Those that look at single jobs."""
     sub = command(tracejob)
-    named(sub, "+")
-    listing(sub)
+    sub.named("+")
+    sub.listing()
 
     sub = command(qcat)
     sub.add_argument("job", metavar="JOB")
     sub.add_argument("-e", action="store_true", help="what it wrote to standard error")
 
     sub = command(qwait)
-    named(sub, "+")
+    sub.named("+")
     sub.add_argument("--timeout", type=argument(parse_duration), metavar="TIME", help="give up after this time")
 
+
+def _managing(command: Callable[..., CommandParser]) -> None:
+    """Those that look after queues, clients and the server."""
     sub = command(qmgr)
     sub.add_argument("-c", metavar="COMMAND", help="create, set, unset, delete, list or print queue NAME; attributes: "
                      + ", ".join(QUEUE_ATTRIBUTES))  # fmt: skip
@@ -2832,9 +2852,8 @@ def arguments() -> argparse.ArgumentParser:
     sub.add_argument("-C", metavar="COMMENT", help="why, for whoever looks")
     sub.add_argument("-l", action="store_true", help="only those that are offline or down, a line each")
     sub.add_argument("-a", action="store_true", help="all, which is the default")
-    listing(sub)
+    sub.listing()
     command(qterm)
-    return parser
 
 
 def command_line(argv: List[str]) -> List[str]:
