@@ -1830,7 +1830,11 @@ def arguments() -> argparse.ArgumentParser:
     add("--usage-interval", type=_seconds, default=60, metavar="S", help="seconds between usage samples (default 60)")
     add("--on-stop", choices=("leave", "kill"), default="leave",
         help="what Ctrl-C does to running jobs: leave them running (default), or end them and give them back")  # fmt: skip
-    add("--until-empty", action="store_true", help="end when nothing is queued or running for this client, or waits for its time")
+    add(
+        "--until-empty",
+        action="store_true",
+        help="end when nothing is queued or running for this client, or waits for its time",
+    )
     add("--until-eof", action="store_true", help="stop, as with Ctrl-C, when standard input ends")
     add("--proxy", default="", metavar="URL", help="a proxy to go through (default: none, whatever the system says)")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="(default %(default)s)")

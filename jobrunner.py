@@ -2766,7 +2766,9 @@ def _submitting(command: Callable[..., CommandParser]) -> None:
     sub = command(qsub, options=QSUB_OPTIONS)
     what = ("-- COMMAND [ARGUMENT ...]", "[SCRIPT [ARGUMENT ...]]")
     sub.usage = "\n       ".join(f"jobrunner.py qsub [options] {words}" for words in what)
-    sub.epilog = "In an array {index}, {name}, {item} and the names of a sweep are replaced in the command, -v, -o and -e."
+    sub.epilog = (
+        "In an array {index}, {name}, {item} and the names of a sweep are replaced in the command, -v, -o and -e."
+    )
 
 
 def _listing(command: Callable[..., CommandParser]) -> None:

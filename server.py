@@ -875,7 +875,9 @@ class ArraySpec(NamedTuple):
 
     def to_record(self) -> Dict[str, Any]:
         record = self.template.to_record()
-        limits = {key: value for key, value in (("MaxRunSubjobs", self.max_running), ("MaxFails", self.max_fails)) if value}
+        limits = {
+            key: value for key, value in (("MaxRunSubjobs", self.max_running), ("MaxFails", self.max_fails)) if value
+        }
         return {**record, "Array": self.indices, **limits}
 
     @classmethod
@@ -949,7 +951,9 @@ def _check_items(items: Any) -> List[Any]:
     for place, item in enumerate(items):
         for name, text in item.items() if isinstance(item, dict) else [("item", item)]:
             if not re.match(r"[A-Za-z_]\w*\Z", name, re.ASCII) or name == "index":
-                raise BadRequest(f"Items[{place}]: {name!r} cannot be put in braces: use letters, digits and _, not index")
+                raise BadRequest(
+                    f"Items[{place}]: {name!r} cannot be put in braces: use letters, digits and _, not index"
+                )
             jobrunner._check_text(f"Items[{place}]", text)
     return items
 
@@ -1030,6 +1034,7 @@ class Array:
 # ---------------------------------------------------------------------------------------------------------------------
 # Dependencies: verdicts on what is waited for
 # ---------------------------------------------------------------------------------------------------------------------
+
 
 def dependency_verdict(kind: str, over: bool, begun: bool, good: bool, bad: bool) -> Optional[bool]:
     """True: met; False: it can never be; None: that is not known yet.
@@ -1821,7 +1826,9 @@ class Queue:
             return self._requeued(job, comment, refused_by=refused_by, run_count=run_count, start_time=None)
         if report.get("Status") == "released":
             if not job.rerunable and not job.signal and report.get("ExitStatus") != EXIT_NOT_STARTED:
-                return self._lost(job, f"{job.host} ended it when it was stopped itself, and the job must not run twice")
+                return self._lost(
+                    job, f"{job.host} ended it when it was stopped itself, and the job must not run twice"
+                )
             return self._requeued(job, report.get("Comment") or f"given back by {job.host}")
         exit_status = report.get("ExitStatus")
         if exit_status is None:
@@ -1930,14 +1937,18 @@ class Queue:
         def again(job: Job) -> Job:
             if job.state is State.FINISHED:
                 if job.queue not in self.queues:
-                    words = f"its queue {job.queue} has been deleted, and rerun needs one that is there: create it again"
+                    words = (
+                        f"its queue {job.queue} has been deleted, and rerun needs one that is there: create it again"
+                    )
                     raise BadState(f"cannot rerun job {job}: {words}")
                 return self._made_ready(self._noted(job, _run_words(job)).but(**_NEVER_RAN), "rerun")
             after = self._moved(job, "rerun", signal="rerun", comment=f"being rerun: {job.host} is told to end it")
             if not job.rerunable:
                 raise BadState(f"cannot rerun job {job}: it is running and not rerunable, and rerun needs one that is")
             if not job.lease:
-                raise BadState(f"cannot rerun job {job}: {job.host} runs an original client, which cannot be told to end it")
+                raise BadState(
+                    f"cannot rerun job {job}: {job.host} runs an original client, which cannot be told to end it"
+                )
             return after
 
         return self._change(chosen, "rerun", again)
@@ -1949,7 +1960,9 @@ class Queue:
             named = self._queue_named(queue)
             if not named.enabled:
                 raise BadState(f"cannot move job {job}: queue {queue} is not enabled, and move needs one that is")
-            return named.admitted(self._moved(self._noted(job, f"moved from {job.queue} to {queue}"), "move", queue=queue))
+            return named.admitted(
+                self._moved(self._noted(job, f"moved from {job.queue} to {queue}"), "move", queue=queue)
+            )
 
         return self._change(chosen, "move", moved)
 
@@ -2079,7 +2092,9 @@ class Queue:
                     raise UnknownNode(f"there is no client on {host}: pbsnodes lists those there are")
             marks = [] if action == "clear" else [Mark(host, action == "drain", comment) for host in hosts]
             cleared = [self.marks[host] for host in hosts if host in self.marks] if action == "clear" else []
-            changes: Changes = [(self.marks.get(mark.host), mark) for mark in marks] + [(mark, None) for mark in cleared]
+            changes: Changes = [(self.marks.get(mark.host), mark) for mark in marks] + [
+                (mark, None) for mark in cleared
+            ]
             entry = {"Mark": [mark.to_record() for mark in marks], "Clear": [mark.host for mark in cleared]}
             batch = self._commit(entry, changes)
             self._wake_all()
@@ -2102,7 +2117,9 @@ class Queue:
             old = self.queues.get(name)
             if action == "create":
                 if old:
-                    raise BadState(f"cannot create queue {name}: it is there already, and create needs a name that is free")
+                    raise BadState(
+                        f"cannot create queue {name}: it is there already, and create needs a name that is free"
+                    )
                 new: Optional[NamedQueue] = NamedQueue(_check_queue_name(name)).altered(wish)
             elif action == "set":
                 new = self._queue_named(name).altered(wish)
@@ -2225,12 +2242,16 @@ class Queue:
             return []
         jobs = [self.jobs[job_id] for job_id in array.members.values()]
         return [
-            (job, self._aborted(job, array)) for job in jobs if job.state is not State.FINISHED and job.signal != "abort"
+            (job, self._aborted(job, array))
+            for job in jobs
+            if job.state is not State.FINISHED and job.signal != "abort"
         ]
 
     def _aborted(self, job: Job, array: Array) -> Job:
         if job.state is State.RUNNING:
-            return self._moved(job, "abort", signal="abort", comment=f"{_aborted_words(job)}: {job.host} is told to end it")
+            return self._moved(
+                job, "abort", signal="abort", comment=f"{_aborted_words(job)}: {job.host} is told to end it"
+            )
         over = dict(status="failed", exit_status=EXIT_ABORTED, end_time=self.clock(), comment=_aborted_words(job))
         return self._moved(job, "abort", **over)
 
@@ -2371,7 +2392,9 @@ class Queue:
         wanted = parse_indices(words.group(3))  # type: ignore[union-attr]
         found = [self.jobs[array.members[index]] for index in wanted if index in array.members]
         if not found:
-            raise UnknownJob(f"array {_label(array)} has none of the subjobs {name}: its indices are {array.spec.indices}")
+            raise UnknownJob(
+                f"array {_label(array)} has none of the subjobs {name}: its indices are {array.spec.indices}"
+            )
         return found
 
     def _all_of(self, number: int) -> List[Job]:
@@ -2431,7 +2454,9 @@ class Queue:
         for word in need.requires:
             if not any(word in node.properties for node in up):
                 offline = any(word in node.properties for node in connected)
-                found.append(f"needs {word}: {'every client that has it is offline' if offline else 'no client has it'}")
+                found.append(
+                    f"needs {word}: {'every client that has it is offline' if offline else 'no client has it'}"
+                )
         if all(node.queues is not None and need.queue not in node.queues for node in up):
             found.append(f"no client serves queue {need.queue}")
         if all(node.host in need.refused_by for node in up):
@@ -2756,7 +2781,6 @@ class Queue:
             if not waiting:
                 return
 
-
     def _wake_next(self, job: Job) -> None:
         """Wakes a client for the job that may run now that this one does not any more: only where a limit kept it back,
         since whoever has a free slot asks anyway."""
@@ -2796,7 +2820,18 @@ _REPLAYED: Dict[str, Callable[[Queue, Any], Any]] = {
 }
 
 LIMITS = ("Runtime", "Memory", "CpuTime")
-_ALTERED_OF_ARRAYS = ("Name", "Queue", "Priority", "Runtime", "Memory", "CpuTime", "Ncpus", "Requires", "Depend", "Hold")
+_ALTERED_OF_ARRAYS = (
+    "Name",
+    "Queue",
+    "Priority",
+    "Runtime",
+    "Memory",
+    "CpuTime",
+    "Ncpus",
+    "Requires",
+    "Depend",
+    "Hold",
+)
 ARRAY_LIMITS = {"MaxRunSubjobs": "max_running", "MaxFails": "max_fails"}
 ALTERABLE_RUNNING = ("Runtime", "Memory", "CpuTime", "Priority")
 ALTERABLE = (
@@ -2841,7 +2876,9 @@ class Selection(NamedTuple):
     words: str = ""
 
 
-_JOB_NAME = re.compile(r"(\d{1,18})(\[([\d,:-]{0,1000})\])?(?:\.[\w.-]+)?\Z", re.ASCII)  # as in PBS, `.server` may follow
+_JOB_NAME = re.compile(
+    r"(\d{1,18})(\[([\d,:-]{0,1000})\])?(?:\.[\w.-]+)?\Z", re.ASCII
+)  # as in PBS, `.server` may follow
 
 
 def _is_range(name: str) -> bool:

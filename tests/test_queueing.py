@@ -238,7 +238,9 @@ def test_what_no_queue_can_be_is_refused_and_changes_nothing(lab, name, action, 
 def test_a_client_serves_the_queues_it_names_and_else_all(lab):
     create(lab, "long")
     create(lab, "short")
-    one, two, three = lab.add({"Params": ["1"], "Queue": "long"}, {"Params": ["2"], "Queue": "short"}, {"Params": ["3"]})
+    one, two, three = lab.add(
+        {"Params": ["1"], "Queue": "long"}, {"Params": ["2"], "Queue": "short"}, {"Params": ["3"]}
+    )
     assert [job["Params"] for job in lab.poll("a", 5, Queues=["short", "no-such"])] == [["2"]]
     assert lab.queue.why_queued(lab.job(one)) == "no client serves queue long"
     assert [job["Params"] for job in lab.poll("b", 5)] == [["1"], ["3"]]
@@ -280,7 +282,9 @@ def test_indices_are_read_as_pbs_and_torque_write_them(text, indices):
     assert parse_indices(text) == indices
 
 
-@pytest.mark.parametrize("text", ["", "1-", "-1", "5-1", "1-5:0", "a", "1,,2", "1-5:2:2", "1.5", " 1", "1-1000001", "٣"])
+@pytest.mark.parametrize(
+    "text", ["", "1-", "-1", "5-1", "1-5:0", "a", "1,,2", "1-5:2:2", "1.5", " 1", "1-1000001", "٣"]
+)
 def test_what_are_no_indices_is_refused(text):
     with pytest.raises(BadRequest):
         parse_indices(text)
@@ -289,7 +293,17 @@ def test_what_are_no_indices_is_refused(text):
 @pytest.mark.parametrize("restarted", [None, False, True])
 def test_tokens_are_replaced_once_in_arrays_and_every_other_brace_is_data(lab, restarted):
     record = {
-        "Params": ["run", "{index}", "{index}{index}", '{"a":1}', "{item}", "{{index}}", "%(index)s %d", "{name}", "{Name}"],
+        "Params": [
+            "run",
+            "{index}",
+            "{index}{index}",
+            '{"a":1}',
+            "{item}",
+            "{{index}}",
+            "%(index)s %d",
+            "{name}",
+            "{Name}",
+        ],
         "Env": {"I": "n{index}", "{index}": "kept"},
         "StdOut": "out.{index}",
         "StdErr": "{other}.txt",
@@ -310,7 +324,11 @@ def test_tokens_are_replaced_once_in_arrays_and_every_other_brace_is_data(lab, r
 def test_each_line_and_each_combination_is_a_subjob_and_their_texts_are_not_looked_at_again(lab):
     lines, sweep = lab.add(
         {"Params": ["run", "{item}"], "Items": ["{index}", "b c", "%s;&|"]},
-        {"Params": ["{alpha}-{beta}", "{item}"], "Items": [{"alpha": "0.1", "beta": "{alpha}"}, {"alpha": "2"}], "Array": "5,9"},
+        {
+            "Params": ["{alpha}-{beta}", "{item}"],
+            "Items": [{"alpha": "0.1", "beta": "{alpha}"}, {"alpha": "2"}],
+            "Array": "5,9",
+        },
     )
     lab.restart()
     assert [lab.job(f"{lines}[{i}]").params[1] for i in (1, 2, 3)] == ["{index}", "b c", "%s;&|"]
@@ -403,7 +421,9 @@ def test_as_soon_as_max_fails_subjobs_have_failed_the_rest_is_aborted(lab, resta
     assert lab.state(f"{number}[]") == "F" and lab.state(cleanup) == "Q"
 
 
-@pytest.mark.parametrize("name", ["{n}[]", "{n}", "{n}[1-4]", "{n}[1-4:2]", "{n}[2]", "{n}[2].server", "{id}", "{id12}"])
+@pytest.mark.parametrize(
+    "name", ["{n}[]", "{n}", "{n}[1-4]", "{n}[1-4:2]", "{n}[2]", "{n}[2].server", "{id}", "{id12}"]
+)
 def test_every_verb_takes_an_array_a_range_of_it_a_subjob_and_an_id(lab, name):
     lab.add("other")
     (number,) = lab.add({"Array": "1-4"})
@@ -418,7 +438,9 @@ def test_every_verb_takes_an_array_a_range_of_it_a_subjob_and_an_id(lab, name):
     assert lab.queue.counts[State.QUEUED] == 5
 
 
-@pytest.mark.parametrize("name", ["9", "9[]", "9[1]", "1[5]", "1[5-9]", "2[]", "2[1]", "2[1-2]", "abcd", "", "x[", "1[x]"])
+@pytest.mark.parametrize(
+    "name", ["9", "9[]", "9[1]", "1[5]", "1[5-9]", "2[]", "2[1]", "2[1-2]", "abcd", "", "x[", "1[x]"]
+)
 def test_a_job_that_is_not_there_is_unknown(lab, name):
     lab.add({"Array": "1-4"}, {})
     with pytest.raises(UnknownJob):
@@ -429,9 +451,13 @@ def test_a_group_stands_for_those_that_can_be_and_is_refused_when_none_can(lab):
     (number,) = lab.add({"Array": "1-3"})
     lab.start()
     assert [job.index for job in lab.verb("hold", number)] == [2, 3]
-    with pytest.raises(BadState, match=rf"cannot rerun any job of {number}\[2-3\]: cannot rerun job {number}\[2\]: it is"):
+    with pytest.raises(
+        BadState, match=rf"cannot rerun any job of {number}\[2-3\]: cannot rerun job {number}\[2\]: it is"
+    ):
         lab.verb("rerun", f"{number}[2-3]")
-    with pytest.raises(BadState, match="cannot hold job .* it is running, and hold needs a job that is queued or held or waiting"):
+    with pytest.raises(
+        BadState, match="cannot hold job .* it is running, and hold needs a job that is queued or held or waiting"
+    ):
         lab.verb("hold", f"{number}[2]", f"{number}[1]")
 
 
@@ -557,7 +583,9 @@ def test_a_job_held_by_a_person_stays_so_when_its_dependencies_are_met_and_the_o
     assert (lab.state(two), lab.job(two).comment) == ("H", f"held by afterok:{b}")
 
 
-@pytest.mark.parametrize("depend", ["afterok:99", "afterok:1[7]", "afterok:", "afterok", "before:1", "on:1", ":1", "afterok:1:", ""])
+@pytest.mark.parametrize(
+    "depend", ["afterok:99", "afterok:1[7]", "afterok:", "afterok", "before:1", "on:1", ":1", "afterok:1:", ""]
+)
 def test_an_unknown_target_or_kind_is_refused_at_submission(lab, depend):
     lab.add({"Array": "1-2"})
     with pytest.raises(BadRequest):
@@ -569,7 +597,12 @@ def test_a_cycle_is_refused_however_long_it_is_also_by_way_of_arrays(lab):
     (a,) = lab.add("a", Hold=True)
     (array,) = lab.add({"Array": "1-2", "Depend": [f"afterany:{a}"]})
     (c,) = lab.add("c", Depend=[f"afterok:{array}"])
-    for name, depend in ((a, f"after:{c}"), (a, f"after:{array}[2]"), (a, f"after:{a}"), (f"{array}[1]", f"afterok:{c}")):
+    for name, depend in (
+        (a, f"after:{c}"),
+        (a, f"after:{array}[2]"),
+        (a, f"after:{a}"),
+        (f"{array}[1]", f"afterok:{c}"),
+    ):
         with pytest.raises(BadRequest, match="would be a cycle"):
             lab.verb("alter", name, wish={"Depend": [depend]})
     assert lab.job(a).depend == []
@@ -688,7 +721,17 @@ def test_limits_of_a_running_job_are_altered_and_its_client_is_told_until_it_has
 
 
 @pytest.mark.parametrize(
-    "wish", [{}, {"ID": "x"}, {"State": "F"}, {"Params": ["x"]}, {"Priority": 5000}, {"Runtime": -1}, {"Colour": 1}, {"name": "x"}]
+    "wish",
+    [
+        {},
+        {"ID": "x"},
+        {"State": "F"},
+        {"Params": ["x"]},
+        {"Priority": 5000},
+        {"Runtime": -1},
+        {"Colour": 1},
+        {"name": "x"},
+    ],
 )
 def test_what_cannot_be_altered_is_refused(lab, wish):
     (a,) = lab.add("a")
@@ -706,7 +749,9 @@ def test_a_job_is_moved_to_another_queue(lab):
     lab.restart()
     lab.verb("move", a, queue="default")
     assert lab.order() == ["a"]
-    with pytest.raises(BadState, match=f"cannot move job {a}: it is running, and move needs a job that is queued or held or"):
+    with pytest.raises(
+        BadState, match=f"cannot move job {a}: it is running, and move needs a job that is queued or held or"
+    ):
         lab.verb("move", a, queue="long")
     with pytest.raises(server_module.UnknownQueue):
         lab.verb("move", a, queue="nowhere")
@@ -724,7 +769,9 @@ def test_a_failed_job_is_run_again_later_each_time_until_its_retries_are_used_up
     for attempt in range(9):
         assert lab.start().number == a
         lab.end(a, 1)
-        assert lab.state(a) == "W" and lab.job(a).comment.startswith(f"failed on pc with exit status 1: retry {attempt + 1} of 9")
+        assert lab.state(a) == "W" and lab.job(a).comment.startswith(
+            f"failed on pc with exit status 1: retry {attempt + 1} of 9"
+        )
         pauses.append(lab.job(a).start_after - lab.moment)
         lab.restart()
         lab.pass_time(pauses[-1] - 0.5)
@@ -798,16 +845,27 @@ def test_every_step_of_a_job_is_one_accounting_record(lab):
         ["Q", "1"], ["Q", "2[]"], ["S", "1"], ["R", "1"], ["S", "1"], ["D", "1"], ["E", "1"], ["D", "2[1]"], ["Q", "3"], ["A", "3"],
     ]  # fmt: skip
     values = dict(pair.split("=", 1) for pair in lines[6].split(";", 2)[2].split(" "))
-    assert (values["user"], values["queue"], values["jobname"], values["exec_host"]) == ("ann", "default", "run", "pc/0")
+    assert (values["user"], values["queue"], values["jobname"], values["exec_host"]) == (
+        "ann",
+        "default",
+        "run",
+        "pc/0",
+    )
     assert lines[9] == "A;3;afterok:2[1] can never be met: job 2[1] ended as deleted and never ran"
     rerun = dict(pair.split("=", 1) for pair in lines[3].split(";", 2)[2].split(" "))
     assert (rerun["exec_host"], rerun["start"], rerun["run_count"]) == ("pc/0", values["ctime"], "1")
-    assert (values["Exit_status"], values["Resource_List.walltime"], values["resources_used.walltime"]) == ("271", "00:01:00", "00:00:30")
+    assert (values["Exit_status"], values["Resource_List.walltime"], values["resources_used.walltime"]) == (
+        "271",
+        "00:01:00",
+        "00:00:30",
+    )
     assert (values["resources_used.cput"], values["resources_used.mem"]) == ("00:01:01", "3kb")
     assert int(values["end"]) - int(values["start"]) == 30 and values["ctime"] == str(int(lab.moment - 30))
 
 
-@pytest.mark.parametrize("name", ["a b", 'quo"te', "semi;colon", "new\nline", "日本 ü", "x" * 10000, "plain", "a=b", "\\"])
+@pytest.mark.parametrize(
+    "name", ["a b", 'quo"te', "semi;colon", "new\nline", "日本 ü", "x" * 10000, "plain", "a=b", "\\"]
+)
 def test_a_name_comes_through_accounting_in_one_line_and_can_be_read_back(lab, name):
     lab.add("x", Name=name, Owner="o@h")
     lab.start()
@@ -879,7 +937,10 @@ def test_a_client_that_is_to_drain_is_told_once_and_told_when_that_is_taken_back
 
 @pytest.mark.parametrize(
     "hosts, action, words",
-    [(["pc", "nowhere"], "offline", "there is no client on nowhere"), (["pc"], "explode", "Action must be offline, drain")],
+    [
+        (["pc", "nowhere"], "offline", "there is no client on nowhere"),
+        (["pc"], "explode", "Action must be offline, drain"),
+    ],
 )
 def test_hosts_that_are_not_there_and_what_cannot_be_done_with_them_are_refused(lab, hosts, action, words):
     lab.poll("pc")
