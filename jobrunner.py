@@ -1161,7 +1161,7 @@ def merged(record: Record, more: Record) -> Record:
             both[key] = kept + value
         elif old and isinstance(value, dict):
             if key == "sweep" and set(old) & set(value):
-                raise BadRequest(f"{', '.join(value)} is swept over twice: give all its values at once")
+                raise WrongUsage(f"{', '.join(value)} is swept over twice: give all its values at once")
             both[key] = {**old, **value}
     return both
 

@@ -543,3 +543,8 @@ def test_what_qmgr_prints_makes_the_same_queue_again():
     assert made == {key: QUEUE[key] for key in ("Priority", "Enabled", "Started", "MaxRun", "DefaultWalltime")}
     assert "create queue long" in text
     assert "create" not in "".join(jobrunner.qmgr_print({**QUEUE, "Name": "default"})[3:])
+
+
+def test_what_is_swept_over_twice_is_refused_and_not_dropped():
+    with pytest.raises(jobrunner.WrongUsage, match="a is swept over twice"):
+        jobrunner.read_options(["--sweep", "a=1", "b=2", "a=3"], jobrunner.QSUB_OPTIONS)
