@@ -12,7 +12,8 @@ An answer means it is on disk.  Every public Queue method that changes jobs take
 journal's open batch, lets go of the lock, and returns the batch with its result: the answer is sent when the batch is
 written.  Whoever waits first writes it for all who came meanwhile, so requests that wait together share one fsync.  A
 batch that cannot be written (full disk) is undone: jobs are never changed, only replaced, so the former ones are simply
-put back.
+put back.  A change and all that follows from it (dependents released, arrays aborted) is one line of the journal, so the
+disk never holds one without the other: see Queue._record and Queue._consequences.
 
 The snapshot (jobs.json) is written in the background from a list of jobs taken under the lock; what changes from then
 on goes to the next journal.  Start = snapshot + the journals not older than it.
