@@ -329,6 +329,7 @@ FIELDS = tuple(
         ("script", "Script", "text", True),
         ("script_name", "ScriptName", "text", True),
         ("shell", "Shell", "text", True),
+        ("fill", "Fill", "bool", True),
         ("submit_dir", "SubmitDir", "text", True),
         ("start_after", "StartAfter", "time", True),
         ("depend", "Depend", "texts", True),
@@ -344,6 +345,7 @@ FIELDS = tuple(
         ("start_time", "StartTime", "time", False),
         ("expiry", "Expiry", "time", False),
         ("lease", "Lease", "text", False),
+        ("earlier", "Earlier", "history", False),
         ("run_count", "RunCount", "int", False),
         ("refused_by", "RefusedBy", "texts", False),
         ("signal", "Signal", "text", False),
@@ -359,6 +361,7 @@ FIELDS = tuple(
         ("history", "History", "history", False),
     )
 )
+SECRET_KEYS = ("Lease", "Earlier")  # in no listing: who knows a run's lease may report its end
 FIELD_OF_NAME = {field.name: field for field in FIELDS}
 FIELD_OF_KEY = {field.key: field for field in FIELDS}
 
@@ -385,6 +388,7 @@ class Job:
     stdout        text   path on the client; "" = in its spool; stderr likewise
     join          text   "oe": stderr goes where stdout goes, "eo": the other way round; "" = neither
     script        text   what to run, put into a file on the client; "" = params are the command
+    fill          bool   the client fills {ncpus}, {memory_gb} and {hostname} in params in
     script_name   text   the file's name where it came from; the end of it says on Windows what runs it
     shell         text   what runs the script; "" = its #! line, or /bin/sh
     submit_dir    text   where it was submitted from, on the submitter's machine
@@ -402,6 +406,7 @@ class Job:
     start_time    time   when the latest run began; None = not yet
     expiry        time   when the lease ends
     lease         text   the run's secret; "" = leased to an original client
+    earlier       [[text, text]]  runs that were given up as lost and may still be going on: lease, start time
     run_count     int    runs so far
     refused_by    [str]  clients that will not run it
     signal        text   why its client is to end it: "delete", "abort" or "rerun"; "" = it is not
@@ -438,6 +443,7 @@ class Job:
     script = ""
     script_name = ""
     shell = ""
+    fill = False
     submit_dir = ""
     start_after: Optional[float] = None
     depend: List[str] = []
@@ -452,6 +458,7 @@ class Job:
     start_time: Optional[float] = None
     expiry: Optional[float] = None
     lease = ""
+    earlier: List[List[str]] = []
     run_count = 0
     refused_by: List[str] = []
     signal = ""
@@ -495,6 +502,7 @@ class Job:
             or self.stderr
             or self.join
             or self.script
+            or self.fill
             or self.memory
             or self.cputime
         )
@@ -549,9 +557,10 @@ class Job:
         return record
 
     def public(self) -> Dict[str, Any]:
-        """The record for a listing: defaults people ask for are spelled out, the lease's secret is not in it."""
+        """The record for a listing: defaults people ask for are spelled out, secrets are not in it."""
         record = self.to_record()
-        record.pop("Lease", None)
+        for key in SECRET_KEYS:
+            record.pop(key, None)
         record.update(Name=self.title, Queue=self.queue, Priority=self.priority, Label=str(self))
         return record
 

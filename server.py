@@ -270,8 +270,8 @@ def database_chunks(jobs: List[Job], server: Optional[Dict[str, Any]] = None) ->
 
 def _database_line(job: Job, secrets: bool) -> bytes:
     record = job.to_record()
-    if not secrets:
-        record.pop("Lease", None)
+    for key in () if secrets else jobrunner.SECRET_KEYS:
+        record.pop(key, None)
     return b'"' + job.id.encode() + b'":' + to_json(record)
 
 
@@ -2843,7 +2843,7 @@ ALTERABLE = (
 # What a Need is made of, and that of a job which has none of it: what is at its default is not in a job's dictionary.
 _NEED_FIELDS = frozenset(
     ("index", "ncpus", "requires", "refused_by", "queue", "failed_on", "env", "workdir", "stdout", "stderr", "join",
-     "script", "memory", "cputime")
+     "script", "fill", "memory", "cputime")
 )  # fmt: skip
 _NO_NEED = Need(True, 1, (), (), DEFAULT_QUEUE, 0, ())
 
