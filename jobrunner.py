@@ -1408,7 +1408,7 @@ def start_log(level: str, path: str = "", max_bytes: int = 10 << 20, backups: in
     try:
         handler = _log_file(path, max_bytes, backups) if path else None
     except OSError as error:
-        raise JobrunnerError(f"cannot write the log to {path}: {os_words(error)}") from None
+        raise JobrunnerError(f"cannot write {path}: {os_words(error)}: choose another --log-file") from None
     logging.basicConfig(
         level=level.upper(),
         format="%(asctime)s %(levelname)s %(message)s",
@@ -1423,8 +1423,7 @@ def _log_file(path: str, max_bytes: int, backups: int) -> Any:
 
     class LogFile(RotatingFileHandler):
         def _open(self) -> Any:
-            private = lambda name, flags: os.open(name, flags, 0o600)  # noqa: E731
-            return open(self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=private)
+            return open(self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=_owners_only)
 
         def doRollover(self) -> None:
             try:
@@ -1437,6 +1436,10 @@ def _log_file(path: str, max_bytes: int, backups: int) -> Any:
                 super().handleError(record)
 
     return LogFile(path, maxBytes=max_bytes, backupCount=backups)
+
+
+def _owners_only(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def owner() -> str:
@@ -2904,7 +2907,7 @@ def _tokens_file(folder: str, token: str) -> str:
 
     path = os.path.join(folder, "jobrunner.tokens")
     entry = {"Name": "run", "Role": "submit", "Sha256": hashlib.sha256(token.encode()).hexdigest()}
-    with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+    with open(path, "wb", opener=_owners_only) as file:
         file.write(to_json({"Tokens": [entry]}))
     return path
 
