@@ -1195,8 +1195,8 @@ class Tls:
         self.url, self.ca = url, os.path.abspath(ca) if ca else ""
         self.fingerprint = parse_fingerprint(fingerprint) if fingerprint else ""
         self.hung_up = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
-        self.context = self._context()
         self._ca_time = self._file_time()
+        self.context = self._context()
 
     def _context(self) -> Any:
         import ssl
@@ -1223,7 +1223,18 @@ class Tls:
         except OSError:
             return 0.0
 
+    def _refresh(self) -> None:
+        """Reads the file with CAs again if it has changed; one that cannot be used changes nothing."""
+        moment = self._file_time()
+        if moment != self._ca_time:
+            self._ca_time = moment
+            try:
+                self.context = self._context()
+            except JobrunnerError:
+                pass  # the former one stays in use
+
     def connection(self, host: str, timeout: float) -> Any:
+        self._refresh()
         import http.client
         import socket
 
@@ -1264,8 +1275,6 @@ class Tls:
         import ssl
 
         if isinstance(error, ssl.SSLCertVerificationError):
-            if self._file_time() != self._ca_time:  # put right meanwhile: for the next call
-                self._ca_time, self.context = self._file_time(), self._context()
             return NotTrusted(self._distrust(error.verify_code, error.verify_message))
         if not isinstance(error, ssl.SSLError):
             return None
