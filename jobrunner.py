@@ -1152,14 +1152,16 @@ def _keepalive_opener(proxies: Dict[str, str], tls: Optional["Tls"]) -> Tuple[An
         def connection(self, request: Any) -> Any:
             kind = tls.connection if tls and request.type == "https" else http.client.HTTPConnection
             connection = kind(request.host, timeout=request.timeout)
-            if getattr(request, "_tunnel_host", None):  # https through a proxy, which must not see what is said
-                login = request.headers.pop("Proxy-authorization", None)
+            if request._tunnel_host:  # https through a proxy, which is told no more than where to, and its own password
+                login = request.headers.get("Proxy-authorization")
                 connection.set_tunnel(request._tunnel_host, headers={"Proxy-Authorization": login} if login else {})
             return connection
 
         def exchange(self, connection: Any, request: Any) -> Any:
             try:
                 headers = {**request.headers, **request.unredirected_hdrs}
+                if request._tunnel_host:
+                    headers.pop("Proxy-authorization", None)
                 connection.request(request.get_method(), request.selector, request.data, headers)
                 response = connection.getresponse()
             except BaseException:
