@@ -31,7 +31,10 @@ const frame = (what, method, action, value, name) => new Promise((resolve) => {
   Object.assign(form, {method: method, action: action, target: what, enctype: method == 'post' ? 'text/plain' : ''});
   const field = form.appendChild(document.createElement('input'));
   field.name = name; field.value = value;
-  target.onload = () => resolve(what + ' loaded');
+  target.onload = () => {
+    try { if (target.contentWindow.location.href == 'about:blank') return; } catch (anothers) { }
+    resolve(what + ' loaded');
+  };
   form.submit();
 });
 const picture = (url) => new Promise((resolve) => {
