@@ -194,6 +194,7 @@ class StubHandler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.server.asked.append((self.path, dict(self.headers)))
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
         status, headers, body = self.server.answer(self.path)
         self.send_response(status)
         for name, text in {**headers, "Content-Length": str(len(body))}.items():
