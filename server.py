@@ -1605,20 +1605,7 @@ class Queue:
             wish = wish._replace(wait=0)  # their acknowledgement is something to say
         deadline = time.monotonic() + wish.wait
         with self.lock:
-            node = self._node(wish.host, str(wish.info.get("Client") or ""), original=False)
-            new_session = node.is_new_session(wish.info)
-            node.describe(wish.info)
-            mine, signals = Poll(wish.number, wish.slots), []
-            mine.superseded = node.outdated(mine)
-            if not mine.superseded:
-                self._claim(node, wish, reports)
-            reported, taken = self._take_reports(reports)
-            if new_session:
-                self._forget_refusals(node)
-            if not mine.superseded:
-                signals = self._renew(node, wish.running, wish.seconds)
-                mine.slots -= self._settle_polls(node, wish)
-            node.polls.append(mine)
+            node, mine, signals, reported, taken = self._take_in(wish, reports)
             batch = self.store.unwritten()
         jobs: List[Job] = []
         first = True
@@ -1655,6 +1642,27 @@ class Queue:
         if reports:
             reply["Reported"] = reported
         return reply, batch
+
+    def _take_in(
+        self, wish: "Wish", reports: List[Report]
+    ) -> Tuple[Node, Poll, List[Dict[str, Any]], List[Dict[str, Any]], Optional[Batch]]:
+        """What a request says: (its client, itself, signals about leases it has no right to, answers to its reports, what
+        to wait for before they are given)."""
+        node = self._node(wish.host, str(wish.info.get("Client") or ""), original=False)
+        new_session = node.is_new_session(wish.info)
+        node.describe(wish.info)
+        mine, signals = Poll(wish.number, wish.slots), []
+        mine.superseded = node.outdated(mine)
+        if not mine.superseded:
+            self._claim(node, wish, reports)
+        reported, taken = self._take_reports(reports)
+        if new_session:
+            self._forget_refusals(node)
+        if not mine.superseded:
+            signals = self._renew(node, wish.running, wish.seconds)
+            mine.slots -= self._settle_polls(node, wish)
+        node.polls.append(mine)
+        return node, mine, signals, reported, taken
 
     def _pass_on(self, poll: Poll) -> None:
         """Whoever held this request open has hung up: the work it was woken for is another's."""
