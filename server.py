@@ -2098,9 +2098,11 @@ class Queue:
 
     # -- output that is followed while the job runs
 
-    def follow(self, name: str, after: Dict[str, int], wait: float) -> Tuple[Job, Dict[str, Tuple[int, bytes]]]:
-        """The job, and what it has printed from those bytes on, as soon as there is some, or it is over, or `wait` s have
-        passed; raises UnknownJob."""
+    def follow(
+        self, name: str, after: Dict[str, int], wait: float, run: int = 0
+    ) -> Tuple[Job, Dict[str, Tuple[int, bytes]]]:
+        """The job, and what it has printed from those bytes of run `run` on, or of another run from its beginning, as soon
+        as there is some, or the job is over, or `wait` s have passed; raises UnknownJob."""
         deadline = time.monotonic() + wait
         with self.lock:
             job = self._find(name)
@@ -2114,7 +2116,7 @@ class Queue:
         while True:
             job = self.jobs.get(job.id, job)
             with followed.news:
-                found = followed.read(job.lease, after)
+                found = followed.read(job.lease, after if run in (0, job.run_count) else {})
                 left = deadline - time.monotonic()
                 if found or left <= 0 or job.state is State.FINISHED or self.stopping:
                     return job, found
@@ -3505,8 +3507,8 @@ def get_output(queue: Queue, request: Request) -> Answer:
 
 
 def _followed_output(queue: Queue, request: Request) -> Answer:
-    out, err, wait = (_whole(request.query, key, 0) for key in ("out", "err", "wait"))
-    job, found = queue.follow(request.query.get("id", ""), {"StdOut": out, "StdErr": err}, min(wait, LONGEST_POLL))
+    out, err, wait, run = (_whole(request.query, key, 0) for key in ("out", "err", "wait", "run"))
+    job, found = queue.follow(request.query.get("id", ""), {"StdOut": out, "StdErr": err}, min(wait, LONGEST_POLL), run)
     pieces = {key: {"At": at, "Text": as_text(data), "Next": at + len(data)} for key, (at, data) in found.items()}
     return _json(
         {**_output_of(job), "Run": job.run_count, "Original": job.state is State.RUNNING and not job.lease, **pieces}
