@@ -3330,7 +3330,8 @@ def post_request(queue: Queue, request: Request) -> Answer:
 def _check_leases(request: Request, reports: Any) -> None:
     """An agent's token is good for the runs it was given: it must know their leases.  Raises Forbidden."""
     if request.caller.role == "agent" and isinstance(reports, list):
-        if any(isinstance(report, dict) and not report.get("Lease") for report in reports):
+        known = [report for report in reports if isinstance(report, dict) and "ID" in report]
+        if not all(report.get("Lease") for report in known):
             raise Forbidden("a report needs the Lease of its run: send the one that /request gave with the job")
 
 
