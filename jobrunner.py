@@ -1110,14 +1110,31 @@ def when_input_ends(action: Callable[[], None]) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def start_log(level: str) -> None:
-    """Log lines on stderr: time in UTC, level, event, then key=value."""
+def start_log(level: str, path: str = "", max_bytes: int = 10 << 20, backups: int = 5) -> None:
+    """Log lines: time in UTC, level, event, then key=value; on stderr, or in a file of so many bytes at most, and as many
+    former ones, PATH.1 the latest.  Raises JobrunnerError."""
     import logging
 
     logging.Formatter.converter = time.gmtime
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ"
-    )
+    layout = dict(format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ")
+    if not path:
+        logging.basicConfig(level=level.upper(), **layout)  # type: ignore[arg-type]
+        return
+    import logging.handlers
+
+    class Private(logging.handlers.RotatingFileHandler):
+        def _open(self) -> Any:
+            return open(self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=_owners_only)
+
+    try:
+        handler = Private(path, maxBytes=max_bytes, backupCount=backups)
+    except OSError as error:
+        raise JobrunnerError(f"cannot write {path}: {os_words(error)}: choose another --log-file") from None
+    logging.basicConfig(level=level.upper(), handlers=[handler], **layout)  # type: ignore[arg-type]
+
+
+def _owners_only(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def owner() -> str:
