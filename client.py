@@ -1492,6 +1492,9 @@ class Agent:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                env={
+                    name: text for name, text in os.environ.items() if name != jobrunner.TOKEN_VARIABLE
+                },  # jobs see it
                 **self.tools.popen,
             )
         except OSError as error:
@@ -1837,6 +1840,8 @@ def arguments() -> argparse.ArgumentParser:
     )
     add("--until-eof", action="store_true", help="stop, as with Ctrl-C, when standard input ends")
     add("--proxy", default="", metavar="URL", help="a proxy to go through (default: none, whatever the system says)")
+    jobrunner.add_connection_options(parser)
+    add("--log-file", default="", metavar="FILE", help="write the log there: 10 MB, and 5 older ones (default: stderr)")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="(default %(default)s)")
     add("--version", action="version", version=f"jobrunner {VERSION}")
     add("-client", "--client", action="store_true", help=argparse.SUPPRESS)  # the original's switch between programs
@@ -1872,6 +1877,7 @@ def work(options: argparse.Namespace) -> int:
 
     log = logging.getLogger("client")
     options.hostname = options.hostname or socket.gethostname()
+    api = jobrunner.connection(options, options.server, lambda words: log.warning("token.file: %s", words))
     spool = Spool(options.spool)
     if options.workdir:
         try:
@@ -1879,7 +1885,7 @@ def work(options: argparse.Namespace) -> int:
         except OSError as error:
             raise JobrunnerError(f"cannot go to --workdir {options.workdir}: {os_words(error)}") from None
     tools = (WindowsTools if WINDOWS else LinuxTools)(log)
-    agent = Agent(options, ServerApi(options.server, options.proxy), spool, tools, log)
+    agent = Agent(options, api, spool, tools, log)
     for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), agent.stop)
@@ -1893,8 +1899,8 @@ def work(options: argparse.Namespace) -> int:
 def main(argv: Optional[List[str]] = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     options = arguments().parse_args(argv)
-    jobrunner.start_log(options.log_level)
     try:
+        jobrunner.start_log(options.log_level, options.log_file)
         return work(options)
     except JobrunnerError as error:
         print(f"client.py: {error}", file=sys.stderr)
