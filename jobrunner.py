@@ -97,6 +97,7 @@ TRANSITIONS = {
     (State.RUNNING,  "delete"):   State.RUNNING,   # until its client has ended it, and so the next two
     (State.RUNNING,  "abort"):    State.RUNNING,
     (State.RUNNING,  "rerun"):    State.RUNNING,
+    (State.RUNNING,  "recover"):  State.RUNNING,   # with an earlier run, which turned up and is the longer one
     (State.RUNNING,  "force"):    State.FINISHED,  # deleted without waiting for its client
     (State.FINISHED, "recover"):  State.RUNNING,   # it was lost, and turned up after all
     (State.FINISHED, "rerun"):    State.QUEUED,
@@ -1788,6 +1789,8 @@ OPTIONS = (
     Option("-W", "ATTRIBUTES", parse_attributes, True, "depend=afterok:17, block=true (wait, and exit with its "
            "status), retry=N, max_fails=N, max_run_subjobs=N"),
     Option("-S", "SHELL", _key("Shell"), True, "what runs the script (default: its #! line, or /bin/sh)"),
+    Option("--fill", "", _key("Fill", bool), False, "{ncpus}, {memory_gb} and {hostname} in its arguments are replaced by "
+           "what they are on its client"),
     Option("-A", "ACCOUNT", _key("Account"), True, "kept in the record"),
     Option("-P", "PROJECT", _key("Project"), False, "kept in the record"),
     Option("-m", "POINTS", _key("MailPoints"), True, "kept in the record: no mail is sent"),
@@ -2699,18 +2702,55 @@ def tracejob(options: argparse.Namespace, api: ServerApi) -> int:
 
 
 def qcat(options: argparse.Namespace, api: ServerApi) -> int:
-    """Prints the last 64 KiB of what a job printed."""
+    """Prints the last 64 KiB of what a job printed, or what it prints while it runs."""
+    if options.f:
+        return _follow(options, api)
     output = _ask(api, "/output", query={"id": options.job})
     text = output["StdErr" if options.e else "StdOut"]
     if not text and output["State"] != "F":
         where = f" on {output['Host']}" if output["State"] == "R" else ""
         state = STATE_WORDS[output["State"]]
-        print(f"jobrunner: job {options.job} is {state}{where}: its output comes when it is over", file=sys.stderr)
-    sys.stdout.flush()
-    data = text.encode("utf-8", "surrogateescape")
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+        print(
+            f"jobrunner: job {options.job} is {state}{where}: its output comes when it is over, or with qcat -f",
+            file=sys.stderr,
+        )
+    _out_bytes(text)
     return 0
+
+
+def _follow(options: argparse.Namespace, api: ServerApi) -> int:
+    """Prints what a job prints until it is over, as its client sends it, beginning with the last 64 KiB there are."""
+    key, other = ("StdErr", "err"), ("StdOut", "out")
+    key, other = (key, other) if options.e else (other, key)
+    asked: Record = {"id": options.job, "wait": 30, key[1]: 0, other[1]: 10**17, "run": 0}  # nothing of the other
+    said = ""
+    while True:
+        output = _ask(api, "/output", query=asked, timeout=90)
+        piece = output.get(key[0])
+        if output["State"] == "F" and not piece and not asked[key[1]]:  # it was over before anybody followed it
+            _out_bytes(_ask(api, "/output", query={"id": options.job})[key[0]])
+        if piece:
+            again, skipped = output["Run"] != asked["run"], piece["At"] - asked[key[1]]
+            if asked["run"] and (again or skipped > 0):
+                words = f"run {output['Run']} begins" if again else f"{skipped} bytes left out"
+                print(f"jobrunner: job {options.job}: {words}", file=sys.stderr)
+            _out_bytes(piece["Text"])
+            asked.update({key[1]: piece["Next"], "run": output["Run"]})
+        if output["State"] == "F":
+            return 0
+        words = "" if output["State"] == "R" and not output["Original"] else STATE_WORDS[output["State"]]
+        if output["Original"]:
+            words += f" on {output['Host']}, an original client, which sends its output at the end at the earliest"
+        if words and words != said:
+            print(f"jobrunner: job {options.job} is {words}", file=sys.stderr)
+        said = words
+
+
+def _out_bytes(text: str) -> None:
+    """Prints a job's output to the byte."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
+    sys.stdout.buffer.flush()
 
 
 def pbsnodes(options: argparse.Namespace, api: ServerApi) -> int:
@@ -3211,6 +3251,7 @@ def _looking(command: Callable[..., CommandParser]) -> None:
     sub = command(qcat)
     sub.add_argument("job", metavar="JOB")
     sub.add_argument("-e", action="store_true", help="what it wrote to standard error")
+    sub.add_argument("-f", action="store_true", help="follow it: print what it prints until it is over")
 
     sub = command(qwait)
     sub.named("+")
