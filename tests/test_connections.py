@@ -465,6 +465,12 @@ def test_nobody_else_gets_at_the_server_of_a_run(lab):
     assert running.wait(PATIENCE) == 0
 
 
+def test_a_run_goes_on_on_its_only_host_however_many_jobs_cannot_start(lab):
+    lab.write("jobs", json.dumps([{"Params": ["/no/such/program"]}] * 12 + [{"Params": ["true"]}]))
+    code, out, _ = lab.command("run", "jobs", "-j", "1")
+    assert code == 1 and "1 of 13 jobs finished" in out
+
+
 def command_words(pid):
     return read(f"/proc/{pid}/cmdline").split("\0")
 
