@@ -1077,32 +1077,24 @@ def _make_removable(path: str) -> None:
                 os.chmod(inner, 0o700)
 
 
-def read_tail(path: str) -> str:
-    """The last 64 KiB of an output as text that can be turned back into the same bytes; "" if there is none."""
-    try:
-        if not os.path.isfile(path):
-            return ""  # /dev/null has nothing, and a pipe would keep us waiting
-        with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - OUTPUT_TAIL))
-            return file.read(OUTPUT_TAIL).decode("utf-8", "surrogateescape") if size else ""
-    except (OSError, ValueError):
-        return ""
-
-
 def read_piece(path: str, at: Optional[int]) -> Tuple[int, bytes]:
     """(offset, bytes) of what is new in an output since that offset, 64 KiB at most: the last, so that whoever reads
-    stays with it however fast it grows.  at None: from the beginning."""
+    stays with it however fast it grows.  at None: from the beginning.  What cannot be read has nothing new."""
     try:
-        if os.path.isfile(path):
+        if os.path.isfile(path):  # /dev/null has nothing, and a pipe would keep us waiting
             with open(path, "rb") as file:
                 size = file.seek(0, os.SEEK_END)
                 at = max(0 if at is None or at > size else at, size - OUTPUT_TAIL)
                 file.seek(at)
                 return at, file.read(OUTPUT_TAIL)
     except (OSError, ValueError):
-        pass  # as read_tail
+        pass
     return at or 0, b""
+
+
+def as_text(data: bytes) -> str:
+    """Bytes as text that can be turned back into them."""
+    return data.decode("utf-8", "surrogateescape")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2073,9 +2065,10 @@ class Agent:
     def _put_in_outbox(self, folder: str, run: Run, end: Dict[str, Any]) -> None:
         report = {**end_report(run, end), "Run": run}
         if run.outputs:
-            out, err = run.outputs["StdOut"], run.outputs["StdErr"]
-            tails = {"StdOutTail": read_tail(out), "StdErrTail": read_tail(err) if err != out else ""}
-            report.update((key, tail) for key, tail in tails.items() if tail)
+            for key, path in run.outputs.items():
+                begin, data = read_piece(path, None) if key == "StdOut" or path != run.outputs["StdOut"] else (0, b"")
+                if data:
+                    report[f"{key}Tail"], report[f"{key}Size"] = as_text(data), begin + len(data)
         with self.lock:
             self.runs.pop(folder, None)
             self.outbox[folder] = report
@@ -2299,7 +2292,7 @@ class Agent:
             if key == "StdOut" or path != run.outputs["StdOut"]:
                 begin, data = read_piece(path, at.get(key))
                 if data:
-                    entry[key] = {"At": begin, "Text": data.decode("utf-8", "surrogateescape")}
+                    entry[key] = {"At": begin, "Text": as_text(data)}
                     at[key] = begin + len(data)
         return (entry if len(entry) > 2 or self.clock() >= run.follow_at + FOLLOW_ALIVE else None), at
 

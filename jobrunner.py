@@ -2966,7 +2966,8 @@ def _start_server(database: str, token: str, tokens_file: str) -> Tuple[ServerAp
     import subprocess
 
     command = [sys.executable, _beside("server.py"), "--port", "0", "--bind", "127.0.0.1", "--db", database]
-    command += ["--log-level", "warning", "--until-eof", "--token-file", tokens_file]
+    # jobs that cannot be started are to be tried one and all: it is the file that is wrong, not this machine
+    command += ["--log-level", "warning", "--until-eof", "--token-file", tokens_file, "--offline-after", "0"]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **_own_group())
     line = server.stdout.readline().decode("utf-8", "replace")
     if " at http" not in line:

@@ -867,24 +867,22 @@ class Followed:
 
     until    s, monotonic: when nobody reads any more
     lease    the run it is of
+    told     [lease, s]  which run's client was told that somebody reads, and when, monotonic
     streams  {"StdOut": [at, bytes]}  the latest FOLLOWED_BYTES; at = where in the file they begin
     news     notified when there is more
     """
 
     def __init__(self) -> None:
         self.until = 0.0
-        self.told_at = float("-inf")
+        self.told: Tuple[str, float] = ("", 0.0)
         self.lease = ""
         self.streams: Dict[str, List[Any]] = {}
         self.news = threading.Condition()
 
-    def is_to_be_told(self) -> bool:
-        """True if the client is to be told (again) that somebody reads."""
+    def is_to_be_told(self, lease: str) -> bool:
+        """True if the client of that run is to be told (again) that somebody reads."""
         moment = time.monotonic()
-        if moment > self.until or moment < self.told_at + FOLLOW_AGAIN:
-            return False
-        self.told_at = moment
-        return True
+        return moment <= self.until and (self.told[0] != lease or moment > self.told[1] + FOLLOW_AGAIN)
 
     def take(self, lease: str, key: str, at: int, data: bytes) -> None:
         """A piece of the output; where something is left out before it, what was is forgotten."""
@@ -1942,8 +1940,10 @@ class Queue:
                 found += [{"ID": job_id, "Signal": "delete"}] if known != "delete" else []
             elif wish.limits.get(job_id, _limits(job)) != _limits(job):
                 found.append({"ID": job_id, "Signal": "alter", **dict(zip(LIMITS, _limits(job)))})
-            elif job_id in self.followed and job_id not in wish.follows and self.followed[job_id].is_to_be_told():
-                found.append({"ID": job_id, "Signal": "follow"})
+            elif job_id in self.followed and job_id not in wish.follows:
+                if self.followed[job_id].is_to_be_told(lease):
+                    self.followed[job_id].told = (lease, time.monotonic())
+                    found.append({"ID": job_id, "Signal": "follow"})
         return found
 
     def _renewed(self, moment: float) -> Optional[float]:
@@ -2272,6 +2272,9 @@ class Queue:
                 if found or left <= 0 or job.state is State.FINISHED or self.stopping:
                     return job, found
                 followed.news.wait(min(left, 0.5))  # what becomes of the job is not notified
+            if job.state is State.RUNNING and followed.lease != job.lease and followed.is_to_be_told(job.lease):
+                with self.lock:
+                    self._wake_host(job.host)
 
     def stream(self, pieces: List[Any]) -> List[Dict[str, Any]]:
         """Takes in {"ID","Lease","StdOut":{"At","Text"},"StdErr":{..}}; answers whether anybody still reads; raises
