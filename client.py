@@ -1645,6 +1645,7 @@ class Agent:
             with self.lock:
                 self.main_news.wait(self._until_next())
             self._look_around()
+            self._sweep_now_and_then()
             self._watch()
             self.done = self.done or self._is_drained()
         if self.stopping:
@@ -2221,7 +2222,7 @@ class Agent:
     # -- a good guest
 
     def _look_around(self, again: bool = False) -> None:
-        """Finds out whether jobs are welcome here just now, and removes outputs that are old enough."""
+        """Finds out whether jobs are welcome here just now."""
         clock = self.clock()
         if again or clock >= self.looked_around_at + GUEST_STEP:
             self.looked_around_at = clock
@@ -2236,8 +2237,11 @@ class Agent:
                 if changed:
                     self.log.info("client.%s", f"pause: {words}" if words else "takes jobs")
                     self._slot_freed()
-        if self.options.keep_output and clock >= self.swept_at + SWEEP:
-            self.swept_at = clock
+
+    def _sweep_now_and_then(self) -> None:
+        """Removes outputs that are old enough; not before the runs here are known."""
+        if self.options.keep_output and self.clock() >= self.swept_at + SWEEP:
+            self.swept_at = self.clock()
             threading.Thread(target=self._guarded, args=(self._sweep,), daemon=True).start()
 
     def _sweep(self) -> None:
