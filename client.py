@@ -1524,6 +1524,9 @@ class OriginalWire:
         }
         self.api.call("/usage", query=query)
 
+    def stream(self, entries: List[Dict[str, Any]]) -> List[str]:
+        return []  # our own server, which asked for it, is no more
+
 
 def _grouped(reports: List[Dict[str, Any]]) -> Iterator[Tuple[str, List[Dict[str, Any]]]]:
     """(URL's name, reports for it), in order, with what only this side knows left out."""
@@ -2337,7 +2340,10 @@ class Agent:
     def _read_run(self, folder: str) -> Optional[Tuple[Job, Dict[str, Any]]]:
         """The job and the notes of a run in the spool; None = it is none, or cannot be read, which the log says."""
         log = os.path.join(folder, "log")
-        if not os.path.lexists(log):
+        empty = os.path.isfile(log) and not os.path.getsize(log)
+        if empty or not os.path.lexists(log):
+            if empty:
+                self.log.warning("spool.damaged file=%s: it is empty: its run was not begun; removed", log)
             if re.match(r"[\w+-]+\.\d+\Z", os.path.basename(folder), re.ASCII) and os.path.isdir(folder):
                 self._unmake(Run(Job([]), folder, 0))  # it was being made, or removed, when its client was ended
             else:
