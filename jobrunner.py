@@ -97,6 +97,7 @@ TRANSITIONS = {
     (State.RUNNING,  "delete"):   State.RUNNING,   # until its client has ended it, and so the next two
     (State.RUNNING,  "abort"):    State.RUNNING,
     (State.RUNNING,  "rerun"):    State.RUNNING,
+    (State.RUNNING,  "recover"):  State.RUNNING,   # with an earlier run, which turned up and is the longer one
     (State.RUNNING,  "force"):    State.FINISHED,  # deleted without waiting for its client
     (State.FINISHED, "recover"):  State.RUNNING,   # it was lost, and turned up after all
     (State.FINISHED, "rerun"):    State.QUEUED,

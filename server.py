@@ -62,6 +62,7 @@ from jobrunner import (
     EXIT_DEPENDENCY,
     EXIT_LOST,
     EXIT_NOT_STARTED,
+    EXIT_NO_OUTPUT,
     EXIT_WALLTIME,
     MAX_SUBJOBS,
     STATUSES,
@@ -93,11 +94,17 @@ ORIGINAL_LEASE = 600  # s beyond its Runtime that a job stays leased to an origi
 LONGEST_POLL = 60  # s a /request is held open at most, whatever Wait says
 MAX_STARTS = 20  # a job that was started so often and never ended is held
 RETRIED_STATUSES = ("failed", "dead")  # what Retries are for; who is over a limit would be over it again
+_GIVEN_UP = ("released", "refused", "deleted")  # Status of reports that say nothing about how a job ends by itself
 _NEVER_RUN_EXITS = (EXIT_ABORTED, EXIT_DEPENDENCY)
 RETRY_FIRST, RETRY_LAST = 30, 3600  # s before the first retry; each pause is twice the one before, up to the last
 NODE_FORGOTTEN = 30 * 86400  # s of silence after which a client is not listed any more
+BAD_HOST = 3  # jobs in a row that could not be started on a host, after which it is given no more
+MAX_EARLIER = 8  # runs of a job, given up as lost, that are remembered
 MAX_HISTORY = 50  # lines kept of a job's history
-OUTPUT_TAIL = 64 * 1024  # bytes of each output that a report may bring
+OUTPUT_TAIL = 64 * 1024  # bytes of each output that a report, or a piece of what is followed, may bring
+FOLLOWED_BYTES = 4 * OUTPUT_TAIL  # kept of each output that somebody follows
+FOLLOW_FOR = 30  # s after the latest read that a client still sends what its job prints
+FOLLOW_AGAIN = 5  # s after which a client that does not is told again
 SMALL_SNAPSHOT = 16 << 20  # bytes of journal that are worth a snapshot whatever its size
 IDLE_SNAPSHOT = 60  # s after which even a short journal is folded in, where that costs little
 SNAPSHOT_PAUSE = 0.0005  # s between the chunks of a snapshot, as long as making one takes: requests come first
@@ -292,6 +299,7 @@ class Stopping(JobrunnerError):
     status = 503
 
 
+Report = Tuple[Dict[str, Any], str, str, str, str]  # as it came, kind, ID, Lease, Hostname
 Changes = List[Tuple[Any, Any]]  # of jobs, arrays and named queues: what there was, what there is
 
 
@@ -653,6 +661,12 @@ class UnknownNode(JobrunnerError):
     status = 404
 
 
+class SameSpool(JobrunnerError):
+    """Two clients live with one spool's id: somebody has copied the folder."""
+
+    status = 409
+
+
 class Poll:
     """One POST /request that is being answered, or held open until there is something to say.
 
@@ -699,6 +713,9 @@ class Node:
     info        {}      what it says of itself (System, Version, ...)
     polls       [Poll]  the requests it has open
     handed      {poll: [(id, lease)]}  what its latest answers gave it, until it has said that it got them
+    named       {id: lease}  the runs that its latest request named and that are its own
+    seconds     {id: s}      how long those had run then, and at what time (named_at) that was
+    alike       text    another client goes by its name, in words; "" = none does
     """
 
     def __init__(self, host: str, client: str, original: bool):
@@ -707,14 +724,18 @@ class Node:
         self.original = original
         self.properties = frozenset([f"host={host}"])
         self.queues: Optional[FrozenSet[str]] = None  # those it serves; None = all
-        self.last_seen = 0.0
+        self.first_seen = self.last_seen = 0.0
+        self.alike = ""
         self.slots = 0
         self.down = False
         self.info: Dict[str, Any] = {}
         self.polls: List[Poll] = []
         self.handed: Dict[int, List[Tuple[str, str]]] = {}
-        self.named: Dict[str, str] = {}  # {id: lease} that its latest request named
-        self.session: Any = None
+        self.named: Dict[str, str] = {}
+        self.seconds: Dict[str, float] = {}
+        self.named_at = 0.0
+        self.session: Any = object()  # none that a client may say
+        self.old_sessions: Deque[Any] = collections.deque(maxlen=8)
         self.latest = 0  # number of its latest request
 
     def describe(self, info: Dict[str, Any]) -> None:
@@ -728,10 +749,18 @@ class Node:
         self.info = info
 
     def is_new_session(self, info: Dict[str, Any]) -> bool:
-        """True if the client was started anew since its latest request; it counts its requests anew, too."""
-        if info.get("Session") == self.session:
+        """True if the client was started anew since its latest request; it counts its requests anew, too.  Raises
+        SameSpool if the one before speaks again."""
+        session = info.get("Session")
+        if session == self.session:
             return False
-        self.session, self.latest = info.get("Session"), 0
+        if session is not None and session in self.old_sessions:
+            raise SameSpool(
+                f"two clients, here on {self.host}, have the same spool's id {self.client}: one of the spools is a copy, "
+                "and needs an id of its own (delete the file `client` in it)"
+            )
+        self.old_sessions.append(self.session)
+        self.session, self.latest = session, 0
         return True
 
     def outdated(self, poll: Poll) -> bool:
@@ -741,14 +770,21 @@ class Node:
         self.latest = poll.number
         return False
 
+    @property
+    def pause(self) -> str:
+        """Why it takes no jobs just now, as it says itself; "" = it does."""
+        words = self.info.get("Pause")
+        return words if isinstance(words, str) else ""
+
     def to_record(self, running: int, mark: Optional[Mark]) -> Dict[str, Any]:
-        state = "down" if self.down else "job-busy" if self.slots and running >= self.slots else "free"
+        full = self.slots and running >= self.slots
+        state = "down" if self.down else "job-busy" if full else "busy" if self.pause else "free"
         if mark:  # as PBS writes both
             state = "offline,down" if self.down else "offline"
         return {
             "Host": self.host,
             "State": state,
-            "Comment": mark.comment if mark else "",
+            "Comment": "; ".join(filter(None, [mark.comment if mark else "", self.alike, self.pause])),
             "Drain": bool(mark and mark.drain),
             "Slots": self.slots,
             "Running": running,
@@ -783,6 +819,59 @@ class Need(NamedTuple):
             and (node.queues is None or self.queue in node.queues)
             and node.properties.issuperset(self.requires)
         )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Output that is being followed: in memory alone, since the files on the clients are the whole of it
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Followed:
+    """What a running job prints, as long as somebody reads it here.  Used under its own `news`.
+
+    until    s, monotonic: when nobody reads any more
+    lease    the run it is of
+    streams  {"StdOut": [at, bytes]}  the latest FOLLOWED_BYTES; at = where in the file they begin
+    news     notified when there is more
+    """
+
+    def __init__(self) -> None:
+        self.until = 0.0
+        self.told_at = float("-inf")
+        self.lease = ""
+        self.streams: Dict[str, List[Any]] = {}
+        self.news = threading.Condition()
+
+    def is_to_be_told(self) -> bool:
+        """True if the client is to be told (again) that somebody reads."""
+        moment = time.monotonic()
+        if moment > self.until or moment < self.told_at + FOLLOW_AGAIN:
+            return False
+        self.told_at = moment
+        return True
+
+    def take(self, lease: str, key: str, at: int, data: bytes) -> None:
+        """A piece of the output; where something is left out before it, what was is forgotten."""
+        with self.news:
+            if lease != self.lease:
+                self.lease, self.streams = lease, {}
+            stream = self.streams.setdefault(key, [at, b""])
+            end = stream[0] + len(stream[1])
+            if at > end:
+                stream[:] = [at, data]
+            elif at + len(data) > end:
+                whole = stream[1] + data[end - at :]
+                stream[:] = [stream[0] + max(0, len(whole) - FOLLOWED_BYTES), whole[-FOLLOWED_BYTES:]]
+            self.news.notify_all()
+
+    def read(self, lease: str, after: Dict[str, int]) -> Dict[str, Tuple[int, bytes]]:
+        """{"StdOut": (at, bytes)}: what there is of each output from byte `after` on, if it is of that run."""
+        found = {}
+        for key, (at, data) in self.streams.items() if lease == self.lease else ():
+            start = max(at, after.get(key, 0))
+            if at + len(data) > start:
+                found[key] = (start, data[start - at :])
+        return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1201,6 +1290,7 @@ class Queue:
     clock         wall time
     node_timeout  s of silence after which a client of ours counts as down
     requeue_after s of silence after which its jobs are given to others; 0 = never
+    offline_after jobs in a row that could not be started on a host, after which it is given no more; 0 = never
     """
 
     def __init__(
@@ -1209,11 +1299,13 @@ class Queue:
         clock: Callable[[], float] = now,
         node_timeout: float = 300,
         requeue_after: float = 3600,
+        offline_after: int = BAD_HOST,
     ):
         self.store = store
         self.clock = clock
         self.node_timeout = node_timeout
         self.requeue_after = requeue_after
+        self.offline_after = offline_after
         self.lock = threading.Lock()
         self.started = clock()
         self.stopping = False
@@ -1229,12 +1321,16 @@ class Queue:
         self.queue_counts = {DEFAULT_QUEUE: {state: 0 for state in State}}
         self.awaited: Dict[str, Dict[str, Dict[str, None]]] = {}  # {target: {dependency: ids of those held by it}}
         self.ready: Dict[Need, List[Tuple[int, int, int, str]]] = {}  # heaps, first to run first; see `_pick`
+        self.refused: Dict[str, None] = {}  # ids of those that are held because every client has refused them
         self.leased: Dict[str, Dict[str, None]] = {}  # ids of the running jobs by host, in order of their lease
         self.alarms: List[Tuple[float, str]] = []  # heap: when a lease ends or a waiting job is ready
         self.counts = {state: 0 for state in State}
         self.statuses = {status: 0 for status in STATUSES}
         self.ends: Deque[List[int]] = collections.deque()  # [minute, jobs that ended in it]
         self.watchers: Dict[str, List[threading.Event]] = {}  # who waits for a job's end
+        self.followed: Dict[str, Followed] = {}  # by ID: running jobs whose output somebody reads
+        self.refusals: Dict[str, str] = {}  # by host: why it refused what it refused last
+        self.misstarts: Dict[str, Dict[str, str]] = {}  # by host: {id: comment} of those it could not start, in a row
         self.tidy_at = 0.0
         self.snapshot_lock = threading.Lock()
         self.snapshot_time = time.monotonic()
@@ -1510,21 +1606,23 @@ class Queue:
         deadline = time.monotonic() + wish.wait
         with self.lock:
             node = self._node(wish.host, str(wish.info.get("Client") or ""), original=False)
+            new_session = node.is_new_session(wish.info)
             node.describe(wish.info)
-            reported, taken = self._take_reports(reports)
             mine, signals = Poll(wish.number, wish.slots), []
-            if node.is_new_session(wish.info):
-                self._forget_refusals(node.host)
-            if node.outdated(mine):
-                mine.superseded = True
-            else:
-                signals = self._renew(node, wish.running)
+            mine.superseded = node.outdated(mine)
+            if not mine.superseded:
+                self._claim(node, wish, reports)
+            reported, taken = self._take_reports(reports)
+            if new_session:
+                self._forget_refusals(node)
+            if not mine.superseded:
+                signals = self._renew(node, wish.running, wish.seconds)
                 mine.slots -= self._settle_polls(node, wish)
             node.polls.append(mine)
             batch = self.store.unwritten()
         jobs: List[Job] = []
+        first = True
         try:
-            first = True
             while True:
                 with self.lock:
                     if not first and not alive():
@@ -1543,11 +1641,15 @@ class Queue:
         finally:
             with self.lock:
                 node.polls.remove(mine)
-                node.last_seen, waiting = self.clock(), self.counts[State.WAITING]
+                waiting = self.counts[State.WAITING]
+                if first or alive():
+                    node.last_seen = self.clock()
         # The lock was let go between the two: what fails to be written of the first must not be acknowledged because
         # the second could be.  What was leased then is found out by the client's next request (_settle_polls).
         self.store.wait(taken)
-        reply = {"Jobs": [job.to_record() for job in jobs], "Signals": signals, "Drain": drain}
+        reply = {"Jobs": [job.but(earlier=[]).to_record() for job in jobs], "Signals": signals, "Drain": drain}
+        if node.alike:
+            reply["Warning"] = node.alike
         if wish.info.get("UntilEmpty"):
             reply["Waiting"] = waiting
         if reports:
@@ -1561,32 +1663,86 @@ class Queue:
             for other in node.polls:
                 other.wake.set()
 
-    def _renew(self, node: Node, running: List[Tuple[str, str, str]]) -> List[Dict[str, str]]:
+    def _renew(
+        self, node: Node, running: List[Tuple[str, str, str]], seconds: Dict[str, float]
+    ) -> List[Dict[str, str]]:
         """Renews the leases a client names; signals for those it has no right to any more."""
         signals, moment = [], self.clock()
-        node.named = {}
+        node.named, node.seconds, node.named_at = {}, {}, moment
         for job_id, lease, known in running:
             job = self.jobs.get(job_id)
             run = self._still_running(job, node.host) if job and lease and job.lease == lease else None
             if run:
                 node.named[job_id] = lease
+                if job_id in seconds:
+                    node.seconds[job_id] = seconds[job_id]
                 if run is not job:
                     self._commit_put(job, run)
                 self._put(run, run.but(expiry=self._renewed(moment)))
             elif job and job.lease == lease and job.status != "deleted" and job.exit_status not in _NEVER_RUN_EXITS:
                 pass  # its report was taken in, and the acknowledgement is on its way
             elif known != "delete":
-                signals.append({"ID": job_id, "Signal": "delete"})
+                signals.append(_stop_signal(job_id, job))
         return signals
 
-    def _forget_refusals(self, host: str) -> None:
-        """A client that was started anew may have another --allow-prefix: it is offered again what it has refused."""
+    def _claim(self, node: Node, wish: "Wish", reports: List[Report]) -> None:
+        """Gives jobs back to a client that was cut off, has gone on with them, and comes back when they were given to
+        others already: the longer run wins.  A run that is over meanwhile is claimed with its report."""
+        over = {(job_id, lease) for report, _, job_id, lease, _ in reports if report.get("Status") not in _GIVEN_UP}
+        for job_id, lease, known in wish.running:
+            job = self.jobs.get(job_id)
+            began = [start for earlier, start in job.earlier if earlier == lease] if job else []
+            if not job or not began or job.signal or (known == "delete" and (job_id, lease) not in over):
+                continue
+            start_time = jobrunner.parse_time(began[0])
+            if wish.seconds.get(job_id, self.clock() - start_time) > self._seconds_run(job):
+                self._commit_all([(job, self._given_back(job, node, lease, start_time))])
+                self._wake_host(job.host)
+
+    def _seconds_run(self, job: Job) -> float:
+        """How long a job has run, as far as is known: its client says for how long it was awake.  -1 = it does not run;
+        no run is longer than one that is over."""
+        moment = self.clock()
+        if job.state is not State.RUNNING:
+            return float("inf") if job.state is State.FINISHED and job.status != "lost" else -1.0
+        for node in self.nodes.values():
+            if node.host == job.host and node.named.get(job.id) == job.lease and job.id in node.seconds:
+                return node.seconds[job.id] + moment - node.named_at
+        return moment - (job.start_time or moment)
+
+    def _given_back(self, job: Job, node: Node, lease: str, start_time: float) -> Job:
+        """A job with an earlier run of its again, which has turned out to be the longer one."""
+        words = f"{node.host} was given up as lost, and is back with its run"
+        other = ""
+        if job.state is State.RUNNING:
+            other = f", which is longer than that of {job.host}, which is told to stop"
+            log.warning("job.longer_run job=%s host=%s stopped=%s", job, node.host, job.host)
+            job = self._noted(job, f"{_run_words(job)}; stopped: the run of {node.host} is longer")
+        ready = self._moved(job, _READY_BY[job.state]) if _READY_BY.get(job.state) else job
+        event = "recover" if ready.state in (State.RUNNING, State.FINISHED) else "lease"
+        left = [line for line in job.earlier if line[0] != lease]
+        fresh = dict(status="", exit_status=None, end_time=None, expiry=self._renewed(self.clock()), earlier=left)
+        return self._moved(
+            ready, event, host=node.host, lease=lease, start_time=start_time, comment=words + other, **fresh, **_NEW_RUN
+        )
+
+    def _forget_refusals(self, node: Node) -> None:
+        """A client that was started anew may have another --allow-prefix: it is offered again what it has refused, also
+        what was held because every client had."""
+        host = node.host
         for need in [need for need in self.ready if host in need.refused_by]:
             for entry in list(self.ready[need]):
                 if self._waits_here(need, entry):
                     job = self.jobs[entry[3]]
                     others = [other for other in job.refused_by if other != host]
                     self._commit_put(job, job.but(refused_by=others))
+        changes: Changes = []
+        for job in [self.jobs[job_id] for job_id in self.refused]:
+            others = [other for other in job.refused_by if other != host]
+            ready = self._moved(job, "release", comment="", queue_time=self.clock(), refused_by=others)
+            if self._need(ready).fits(node, max(node.slots, 1)):
+                changes.append((job, self._rested(ready)))
+        self._commit_all(changes)
 
     def _settle_polls(self, node: Node, wish: "Wish") -> int:
         """Sends a client's older requests home, since the new one says more, and finds out what became of the answers
@@ -1605,7 +1761,7 @@ class Queue:
                 if number in wish.open:
                     taken += job.ncpus
                 else:
-                    again = self._requeued(job, f"the answer that gave it to {node.host} was lost")
+                    again = self._requeued(job, f"the answer that gave it to {node.host} was lost", lease=job.lease)
                     self._commit_all([(job, again)])
             if number not in wish.open:
                 del node.handed[number]
@@ -1618,13 +1774,18 @@ class Queue:
         for job_id, lease, known in wish.running:
             job = self.jobs.get(job_id)
             if not job or job.lease != lease or job.state is not State.RUNNING:
-                if job and job.lease == lease and job.status == "deleted" and known != "delete":
-                    found.append({"ID": job_id, "Signal": "delete"})  # by force
+                if job and known != "delete":
+                    if job.lease == lease and job.status == "deleted":
+                        found.append({"ID": job_id, "Signal": "delete"})  # by force
+                    elif job.lease != lease:
+                        found.append(_stop_signal(job_id, job))
                 continue
             if job.signal:
                 found += [{"ID": job_id, "Signal": "delete"}] if known != "delete" else []
             elif wish.limits.get(job_id, _limits(job)) != _limits(job):
                 found.append({"ID": job_id, "Signal": "alter", **dict(zip(LIMITS, _limits(job)))})
+            elif job_id in self.followed and job_id not in wish.follows and self.followed[job_id].is_to_be_told():
+                found.append({"ID": job_id, "Signal": "follow"})
         return found
 
     def _renewed(self, moment: float) -> Optional[float]:
@@ -1650,6 +1811,7 @@ class Queue:
                 lease="" if node.original else os.urandom(16).hex(),
                 run_count=job.run_count + 1,
                 comment="",
+                earlier=job.earlier if not job.lease else _with_earlier(job),
                 **(_NEW_RUN if job.run_count else {}),
             )
             slots -= run.ncpus
@@ -1740,7 +1902,7 @@ class Queue:
         with self.lock:
             return self._take_reports(checked)
 
-    def _checked_reports(self, reports: Any, kind: str) -> List[Tuple[Dict[str, Any], str, str, str, str]]:
+    def _checked_reports(self, reports: Any, kind: str) -> List[Report]:
         """(report, kind, ID, Lease, Hostname) of each, their outputs written; raises BadRequest, and then none counts."""
         if not isinstance(reports, list):
             raise BadRequest("reports come as a list")
@@ -1755,10 +1917,9 @@ class Queue:
             self._keep_outputs(self.jobs[job_id], report)
         return checked
 
-    def _take_reports(
-        self, checked: List[Tuple[Dict[str, Any], str, str, str, str]]
-    ) -> Tuple[List[Dict[str, Any]], Optional[Batch]]:
+    def _take_reports(self, checked: List[Report]) -> Tuple[List[Dict[str, Any]], Optional[Batch]]:
         answers, ended, changes = [], [], []
+        marks: List[Mark] = []
         for report, kind, job_id, lease, host in checked:
             job = self.jobs[job_id]
             current = self._is_current(job, lease, host)
@@ -1770,11 +1931,31 @@ class Queue:
             self._put(job, over)
             ended.append(over)
             changes.append((job, over))
+            marks += self._marked_if_bad(run, report)
         if not ended:  # what was reported before may be on its way to the disk just now
             return answers, self.store.unwritten()
-        batch = self._record({"Put": [job.to_record() for job in ended]}, changes)
+        entry: Dict[str, Any] = {"Put": [job.to_record() for job in ended]}
+        if marks:
+            entry["Mark"] = [mark.to_record() for mark in marks]
+        batch = self._record(entry, changes + [(None, mark) for mark in marks])
         self._tell(changes)
         return answers, batch
+
+    def _marked_if_bad(self, run: Job, report: Dict[str, Any]) -> List[Mark]:
+        """Takes a host offline on which one job after the other cannot be started, before it fails them all."""
+        if report.get("Status") in _GIVEN_UP or not self.offline_after:
+            return []
+        if report.get("ExitStatus") not in (EXIT_NOT_STARTED, EXIT_NO_OUTPUT):
+            self.misstarts.pop(run.host, None)
+            return []
+        failed = self.misstarts.setdefault(run.host, {})
+        failed[run.id] = report.get("Comment") or ""
+        if len(failed) < self.offline_after or run.host in self.marks:
+            return []
+        words = f"{len(failed)} jobs in a row could not be started, the latest {run}: {failed[run.id]}"
+        log.warning("node.bad host=%s: %s", run.host, words)
+        mark = Mark(run.host, False, f"{words}; pbsnodes -r {run.host} returns it")
+        return [self._put(None, mark)]
 
     def _still_running(self, job: Job, host: str) -> Optional[Job]:
         """The job as running, if its latest run may still be: also one that was given up, but that nobody else has
@@ -1817,14 +1998,18 @@ class Queue:
             text = report.get(key)
             if text and job.lease == (report.get("Lease") or "") and self._still_running(job, job.host):
                 self.store.write_output(job, stream, tail_bytes(text)[-OUTPUT_TAIL:])
+        if job.lease == report.get("Lease"):
+            self._take_last_piece(job, report)
 
     def _ended(self, job: Job, report: Dict[str, Any], kind: str) -> Job:
         """The job after the end of its run."""
         if report.get("Status") == "refused":
             reason = report.get("Comment") or "the client does not run such commands"
             refused_by = job.refused_by + [job.host]
+            self.refusals[job.host] = reason
             comment, run_count = f"refused by {', '.join(refused_by)}: {reason}", job.run_count - 1  # it never started
-            return self._requeued(job, comment, refused_by=refused_by, run_count=run_count, start_time=None)
+            again = self._requeued(job, comment, refused_by=refused_by, run_count=run_count, start_time=None)
+            return self._held_if_refused_by_all(again)
         if report.get("Status") == "released":
             if not job.rerunable and not job.signal and report.get("ExitStatus") != EXIT_NOT_STARTED:
                 return self._lost(
@@ -1854,7 +2039,23 @@ class Queue:
             cpu_time_used=max(job.cpu_time_used, report.get("CpuTimeUsed") or 0),
             max_mem=max(job.max_mem, report.get("MaxMem") or 0),
             signal="",
+            earlier=[],
         )
+
+    def _held_if_refused_by_all(self, job: Job) -> Job:
+        """A job that was just refused: held, with what each client said, if there is none left that might run it."""
+        need = self._need(job)
+        others = need._replace(refused_by=())
+        hosts = {node.host for node in self.nodes.values() if not node.down and others.fits(node, max(node.slots, 1))}
+        if job.state is not State.QUEUED or hosts.difference(need.refused_by):
+            return job
+        reasons: Dict[str, List[str]] = {}
+        for host in job.refused_by:
+            words = self.refusals.get(host, "")
+            reasons.setdefault(words[len(host) :].strip() if words.startswith(host) else words, []).append(host)
+        said = "; ".join(f"{', '.join(hosts)}: {words}" for words, hosts in reasons.items())
+        words = f"refused by every client: {said}: change the job or an --allow-prefix, then qrls {job}"
+        return self._moved(job, "hold", comment=words)
 
     def _to_be_retried(self, job: Job, status: str, exit_status: Optional[int]) -> Job:
         """A job that failed and is to run again, later each time, and on another client first."""
@@ -1886,6 +2087,54 @@ class Queue:
         seconds, cpu_time = sample.get("Seconds") or 60, max(job.cpu_time_used, sample.get("CpuTimeUsed") or 0)
         after = job.sampled(sample["CPU"], sample["Mem"], seconds).but(cpu_time_used=cpu_time)
         return self._commit({"Sample": [job.id, sample["CPU"], sample["Mem"], seconds, cpu_time]}, [(job, after)])
+
+    # -- output that is followed while the job runs
+
+    def follow(self, name: str, after: Dict[str, int], wait: float) -> Tuple[Job, Dict[str, Tuple[int, bytes]]]:
+        """The job, and what it has printed from those bytes on, as soon as there is some, or it is over, or `wait` s have
+        passed; raises UnknownJob."""
+        deadline = time.monotonic() + wait
+        with self.lock:
+            job = self._find(name)
+            if isinstance(job, Array):
+                raise UnknownJob(
+                    f"{_label(job)} is an array, and has no output: name a subjob, as {job.spec.number}[1]"
+                )
+            followed = self.followed.setdefault(job.id, Followed())
+            followed.until = time.monotonic() + wait + FOLLOW_FOR
+            self._wake_host(job.host)
+        while True:
+            job = self.jobs.get(job.id, job)
+            with followed.news:
+                found = followed.read(job.lease, after)
+                left = deadline - time.monotonic()
+                if found or left <= 0 or job.state is State.FINISHED or self.stopping:
+                    return job, found
+                followed.news.wait(min(left, 0.5))  # what becomes of the job is not notified
+
+    def stream(self, pieces: List[Any]) -> List[Dict[str, Any]]:
+        """Takes in {"ID","Lease","StdOut":{"At","Text"},"StdErr":{..}}; answers whether anybody still reads; raises
+        BadRequest."""
+        answers = []
+        for piece, (job_id, lease, _) in zip(pieces, [self._report_fields(piece) for piece in pieces]):
+            job, followed = self.jobs[job_id], self.followed.get(job_id)
+            wanted = bool(followed and lease and job.lease == lease and time.monotonic() <= followed.until)
+            for key in ("StdOut", "StdErr"):
+                part = piece.get(key)
+                if part is not None:
+                    at, data = _piece(key, part)
+                    if followed and wanted:
+                        followed.take(lease, key, at, data)
+            answers.append({"ID": job_id, "Follow": wanted})
+        return answers
+
+    def _take_last_piece(self, job: Job, report: Dict[str, Any]) -> None:
+        """The end of an output that is followed comes with the report."""
+        followed = self.followed.get(job.id)
+        for key in ("StdOut", "StdErr") if followed else ():
+            size, data = report.get(f"{key}Size"), tail_bytes(report.get(f"{key}Tail") or "")
+            if followed and type(size) is int and size >= len(data):
+                followed.take(job.lease, key, size - len(data), data[-OUTPUT_TAIL:])
 
     # -- what people do with jobs: each all or none; a group (array, range, selection) stands for those that can be
 
@@ -2098,6 +2347,8 @@ class Queue:
             ]
             entry = {"Mark": [mark.to_record() for mark in marks], "Clear": [mark.host for mark in cleared]}
             batch = self._commit(entry, changes)
+            for host in hosts:
+                self.misstarts.pop(host, None)
             self._wake_all()
         for host in hosts:
             log.info("node.%s host=%s comment=%r", action, host, comment)
@@ -2108,7 +2359,7 @@ class Queue:
         return mark is not None and mark.drain
 
     def _takes_jobs(self, node: Node) -> bool:
-        return not node.down and node.host not in self.marks
+        return not node.down and node.host not in self.marks and not node.pause
 
     # -- queues
 
@@ -2296,6 +2547,8 @@ class Queue:
                     else:
                         changes.append((job, self._expired(job)))
             batch = self._commit_all(changes)
+            for job_id in [job_id for job_id, followed in self.followed.items() if followed.until < time.monotonic()]:
+                del self.followed[job_id]
             for node in self.nodes.values():
                 self._watch_node(node, moment)
             if moment >= self.tidy_at:
@@ -2439,7 +2692,11 @@ class Queue:
         up, reasons = [node for node in nodes if self._takes_jobs(node)], self._limit_words(need)
         fitting = [node for node in up if need.fits(node, max(node.slots, 1))]
         if not up:
-            reasons.append("every client that is connected is offline" if nodes else "no client is connected")
+            pauses = "; ".join(sorted({f"{node.host}: {node.pause}" for node in nodes if node.pause}))
+            offline = "every client that is connected is offline" + f" or takes no jobs just now ({pauses})" * bool(
+                pauses
+            )
+            reasons.append(offline if nodes else "no client is connected")
         elif not fitting:
             reasons += self._unmet(need, up, nodes) or ["no client has all that it needs together"]
         elif not reasons and any(node.host not in need.failed_on for node in fitting) and need.failed_on:
@@ -2517,7 +2774,9 @@ class Queue:
         return sorted(records, key=lambda record: record["Host"])
 
     def _node_record(self, node: Node) -> Dict[str, Any]:
-        return node.to_record(len(self.leased.get(node.host, ())), self.marks.get(node.host))
+        # of two that go by one name each has the runs that it names
+        running = len(node.named) if node.alike else len(self.leased.get(node.host, ()))
+        return node.to_record(running, self.marks.get(node.host))
 
     # -- under the lock: nodes, and how a job changes
 
@@ -2525,11 +2784,32 @@ class Queue:
         node = self.nodes.get((host, client))
         if node is None:
             node = self.nodes[host, client] = Node(host, client, original)
+            node.first_seen = self.clock()
             log.info("node.new host=%s original=%s", host, original)
         if node.down:
             log.info("node.back host=%s", host)
         node.original, node.down, node.last_seen = original, False, self.clock()
+        if client and len(self.nodes) > 1:
+            self._tell_apart(node)
         return node
+
+    def _tell_apart(self, node: Node) -> None:
+        """Notices two clients that live at the same time under one name."""
+        alike = [
+            other
+            for other in self.nodes.values()
+            if other.host == node.host
+            and other.client not in ("", node.client)
+            and not other.down
+            and other.last_seen > node.first_seen
+            and node.last_seen > other.first_seen
+        ]
+        before, node.alike = node.alike, ""
+        if alike:
+            machines = " and ".join(sorted({str(other.info.get("Machine") or "?") for other in [node] + alike}))
+            node.alike = f"{len(alike) + 1} clients go by the name {node.host} (machines {machines}): give each its own --hostname"
+            if not before:
+                log.warning("node.alike host=%s: %s", node.host, node.alike)
 
     def _moved(self, job: Job, event: str, **changes: Any) -> Job:
         """The job after an event of the transition table; raises BadState if it leads nowhere."""
@@ -2634,6 +2914,8 @@ class Queue:
             if old is None or old.state is not State.WAITING or old.start_after != new.start_after:
                 heapq.heappush(self.alarms, (new.start_after or 0, new.id))
         elif new.state is State.HELD:
+            if new.refused_by and not new.hold and not new.depend:
+                self.refused[new.id] = None
             for text in new.depend:
                 target = text.partition(":")[2]
                 self.awaited.setdefault(target, {}).setdefault(text, {})[new.id] = None
@@ -2677,6 +2959,7 @@ class Queue:
         elif old.state is State.FINISHED:
             self.statuses[old.status] -= 1
         elif old.state is State.HELD:
+            self.refused.pop(old.id, None)
             for text in old.depend:
                 self._no_longer_awaited(text, old.id)
 
@@ -2860,7 +3143,18 @@ _NEVER_RAN: Dict[str, Any] = {
     **_NEW_RUN,
     **{
         name: getattr(Job, name)
-        for name in ("status", "exit_status", "end_time", "retried", "failed_on", "signal", "lease", "host", "expiry")
+        for name in (
+            "status",
+            "exit_status",
+            "end_time",
+            "retried",
+            "failed_on",
+            "signal",
+            "lease",
+            "earlier",
+            "host",
+            "expiry",
+        )
     },
 }
 
@@ -2888,6 +3182,19 @@ def _is_range(name: str) -> bool:
     return bool(words and words.group(3) and not words.group(3).isdigit())
 
 
+def _stop_signal(job_id: str, job: Optional[Job]) -> Dict[str, Any]:
+    """What a client is told of a run whose lease is not its job's."""
+    signal: Dict[str, Any] = {"ID": job_id, "Signal": "delete"}
+    if job and job.state is State.RUNNING:
+        signal["Comment"] = f"the job runs on {job.host}, whose run is the one that counts"
+    return signal
+
+
+def _with_earlier(job: Job) -> List[List[str]]:
+    """The job's `earlier`, with the run that was given up last: whoever had it may come back."""
+    return (job.earlier + [[job.lease, format_time(job.start_time or 0)]])[-MAX_EARLIER:]
+
+
 def _label(thing: Union[Job, Array]) -> str:
     """What people type: `17`, `17[3]`, `17[]`."""
     return f"{thing.spec.number}[]" if isinstance(thing, Array) else str(thing)
@@ -2913,6 +3220,8 @@ def _limits_of(spec: ArraySpec) -> List[int]:
 
 def _hold_words(job: Job) -> str:
     """Why a job is held."""
+    if not job.hold and not job.depend:
+        return job.comment
     return "held by " + " and ".join((["a person"] if job.hold else []) + job.depend)
 
 
@@ -2970,8 +3279,20 @@ _REPORT_KINDS: Dict[str, Any] = {
     "MaxMem": int,
     "StdOutTail": str,
     "StdErrTail": str,
+    "StdOutSize": int,
+    "StdErrSize": int,
     "Seconds": int,
 }
+
+
+def _piece(key: str, value: Any) -> Tuple[int, bytes]:
+    """{"At","Text"} of a followed output; raises BadRequest."""
+    if not isinstance(value, dict) or not isinstance(value.get("Text"), str):
+        raise BadRequest(f'{key} must be a piece of output: {{"At": byte, "Text": text}}')
+    at, data = value.get("At"), tail_bytes(value["Text"])
+    if type(at) is not int or not 0 <= at < 1 << 62 or len(data) > OUTPUT_TAIL:
+        raise BadRequest(f"{key} must have At, a byte's place in the file, and at most {OUTPUT_TAIL} bytes of Text")
+    return at, data
 
 
 class Wish(NamedTuple):
@@ -2985,6 +3306,8 @@ class Wish(NamedTuple):
     number: int
     open: List[Any]
     limits: Dict[str, List[int]]  # by ID, as the client has them: Runtime, Memory, CpuTime
+    seconds: Dict[str, float]  # by ID: how long the run has run
+    follows: FrozenSet[str]  # IDs of those whose output it sends
 
 
 def _poll_wish(request: Any) -> Wish:
@@ -3007,7 +3330,10 @@ def _poll_wish(request: Any) -> Wish:
     jobrunner.check_shown(info)
     named = [(r["ID"], str(r.get("Lease") or ""), str(r.get("Signal") or "")) for r in running]
     limits = {r["ID"]: r["Limits"] for r in running if isinstance(r.get("Limits"), list)}
-    return Wish(host or UNKNOWN_HOST, slots, min(wait, LONGEST_POLL), named, info, number, open_polls, limits)
+    seconds = {r["ID"]: r["Seconds"] for r in running if type(r.get("Seconds")) in (int, float)}
+    follows = frozenset(r["ID"] for r in running if r.get("Follow") is True)
+    fixed = (host or UNKNOWN_HOST, slots, min(wait, LONGEST_POLL), named, info, number, open_polls)
+    return Wish(*fixed, limits, seconds, follows)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -3160,12 +3486,36 @@ def _public(queue: Queue, job: Union[Job, Array]) -> Dict[str, Any]:
 
 
 def get_output(queue: Queue, request: Request) -> Answer:
+    """The ends of a job's outputs; with wait=, out= or err= what a running one prints, from those bytes on."""
+    if not {"wait", "out", "err"}.isdisjoint(request.query):
+        return _followed_output(queue, request)
     job = queue.find(request.query.get("id", ""))
     if isinstance(job, Array):
         raise UnknownJob(f"{_label(job)} is an array, and has no output: name a subjob, as {job.spec.number}[1]")
     tails = {key: queue.store.read_output(job, stream) for key, stream in (("StdOut", "out"), ("StdErr", "err"))}
-    texts = {key: data.decode("utf-8", "surrogateescape") for key, data in tails.items()}
-    return _json({"ID": job.id, "Number": job.number, "State": job.state.value, "Host": job.host, **texts})
+    return _json({**_output_of(job), **{key: as_text(data) for key, data in tails.items()}})
+
+
+def _followed_output(queue: Queue, request: Request) -> Answer:
+    out, err, wait = (_whole(request.query, key, 0) for key in ("out", "err", "wait"))
+    job, found = queue.follow(request.query.get("id", ""), {"StdOut": out, "StdErr": err}, min(wait, LONGEST_POLL))
+    pieces = {key: {"At": at, "Text": as_text(data), "Next": at + len(data)} for key, (at, data) in found.items()}
+    return _json(
+        {**_output_of(job), "Run": job.run_count, "Original": job.state is State.RUNNING and not job.lease, **pieces}
+    )
+
+
+def _output_of(job: Job) -> Dict[str, Any]:
+    return {"ID": job.id, "Number": job.number, "State": job.state.value, "Host": job.host}
+
+
+def as_text(data: bytes) -> str:
+    """Bytes as text that can be turned back into them."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def post_stream(queue: Queue, request: Request) -> Answer:
+    return _json(queue.stream(_body_list(request)))
 
 
 def _wish(request: Request) -> Dict[str, Any]:
@@ -3334,6 +3684,8 @@ ROUTES = {
     "/timeout": Route("agent", _get_report("timeout"), _post_report("timeout")),
     "/dead": Route("agent", _get_report("dead"), _post_report("dead")),
     "/usage": Route("agent", get_usage, post_usage),
+    # for our clients
+    "/stream": Route("agent", post=post_stream),
     # for people and scripts
     "/status": Route("view", get_status),
     "/jobs": Route("view", get_jobs),
@@ -3780,12 +4132,15 @@ def arguments() -> argparse.ArgumentParser:
         help="silence after which a client counts as down (default 300)")  # fmt: skip
     add("--requeue-after", type=_duration, default=3600, metavar="TIME",
         help="silence after which its jobs are queued again; 0: never (default 3600)")  # fmt: skip
+    add("--offline-after", type=_whole_number, default=BAD_HOST, metavar="N",
+        help="jobs in a row that could not be started on a host, after which it is given no more; 0: never (default 3)")  # fmt: skip
     add("--accounting", metavar="DIR", help="write PBS's accounting records there, a file a day (default: none)")
     add("--until-eof", action="store_true", help="stop when standard input ends")
     add("--version", action="version", version=f"jobrunner {VERSION}")
     return parser
 
 
+_whole_number = jobrunner.argument(lambda text: _whole({"the number": text}, "the number", 0))
 _size = jobrunner.argument(jobrunner.parse_size)
 _duration = jobrunner.argument(lambda text: jobrunner._CHECKS["runtime"]("the time", jobrunner.parse_duration(text)))
 
@@ -3822,7 +4177,7 @@ def tune() -> None:
 
 def serve(options: argparse.Namespace) -> None:
     tune()
-    queue = Queue(Store(options.db), now, options.node_timeout, options.requeue_after)
+    queue = Queue(Store(options.db), now, options.node_timeout, options.requeue_after, options.offline_after)
     queue.store.account = Accounting(options.accounting).write if options.accounting else None
     server = listen(options.bind, options.port, queue, options.max_body)
     gc.disable()  # nothing that is loaded is garbage

@@ -175,7 +175,12 @@ class Model:
             self.targets(record.get("Depend", []))
         for record in records:
             indices = record.get("Array")
-            template = {**JOB, **{key: value for key, value in record.items() if key in JOB}, "Number": self.next}
+            template = {
+                **JOB,
+                **{key: value for key, value in record.items() if key in JOB},
+                "Number": self.next,
+                "Earlier": [],
+            }
             template["Runtime"] = self.walltime(self.queues[template["Queue"]], template)
             template["Depend"] = self.targets(template["Depend"])
             if indices:
@@ -266,6 +271,8 @@ class Model:
                 break
             job = min(can, key=self.place)
             ends = self.now + (job["Runtime"] + ORIGINAL_LEASE if node["Original"] else REQUEUE_AFTER)
+            if job["Lease"]:  # its client was given up as lost, and may come back
+                job["Earlier"] = (job["Earlier"] + [(job["Lease"], job["StartTime"])])[-8:]
             job.update(State="R", Host=node["Host"], StartTime=self.now, Expiry=ends, RunCount=job["RunCount"] + 1)
             job.update(Lease="", Reported=False, LeaseEnded=False)  # `told` gives our clients' jobs a lease
             slots -= job["Ncpus"]
@@ -274,7 +281,7 @@ class Model:
 
     def node(self, host, client, original):
         new = {"Host": host, "Original": original, "Queues": None, "Properties": [], "Slots": 0, "Session": None,
-               "Latest": 0, "Handed": {}}  # fmt: skip
+               "Latest": 0, "Handed": {}, "Seconds": {}}  # fmt: skip
         node = self.nodes.setdefault((host, client), new)
         node.update(Down=False, Seen=self.now)
         return node
@@ -288,19 +295,23 @@ class Model:
         self.check(request["Reports"])
         node = self.node(request["Hostname"], info["Client"], False)
         node.update({key: info[key] for key in ("Slots", "Properties", "Queues")})
+        new_session = info["Session"] != node["Session"]
+        if new_session:
+            node.update(Session=info["Session"], Latest=0)
+        slots, signals, may = request["Slots"], {}, set()
+        overtaken = request["Poll"] < node["Latest"]  # then it says nothing
+        if not overtaken:
+            node["Latest"] = request["Poll"]
+            self.claim(node, request)
         for report in request["Reports"]:
             self.take(report, "finish")
         self.settle()
-        if info["Session"] != node["Session"]:
-            node.update(Session=info["Session"], Latest=0)
-            for job in self.jobs.values():
-                if job["State"] == "Q":
-                    job["RefusedBy"] = [host for host in job["RefusedBy"] if host != node["Host"]]
-        slots, signals, may = request["Slots"], {}, set()
-        if request["Poll"] < node["Latest"]:
-            slots = 0  # overtaken: it says nothing
+        if new_session:
+            self.forget_refusals(node)
+        if overtaken:
+            slots = 0
         else:
-            node["Latest"] = request["Poll"]
+            node.update(Seconds={}, NamedAt=self.now)
             for named in request["Running"]:
                 self.renew(node, named, signals, may)
             slots -= self.lost_answers(node, request)
@@ -318,6 +329,39 @@ class Model:
             if named["Signal"] == signals.get(named["Label"]) == "delete":
                 del signals[named["Label"]]  # it knows
         return given, signals, may
+
+    def forget_refusals(self, node):
+        """A client that was started anew is offered again what it has refused."""
+        for job in self.jobs.values():
+            others = [host for host in job["RefusedBy"] if host != node["Host"]]
+            if job["State"] == "Q":
+                job["RefusedBy"] = others
+            elif job["State"] == "H" and job["RefusedBy"] and not job["Hold"] and not job["Depend"]:
+                if self.fits(dict(job, RefusedBy=others), node, max(node["Slots"], 1)):
+                    job["RefusedBy"] = others
+                    self.rest(job)
+
+    def claim(self, node, request):
+        """Runs that were given up, and whose jobs were leased again since: the longer one wins."""
+        over = {(r["Label"], r["Lease"]) for r in request["Reports"]
+                if r.get("Status") not in ("released", "refused", "deleted")}  # fmt: skip
+        for named in request["Running"]:
+            job = self.jobs[named["Label"]]
+            starts = [start for lease, start in job["Earlier"] if lease == named["Lease"]]
+            told = named["Signal"] == "delete" and (named["Label"], named["Lease"]) not in over
+            if not starts or job["Signal"] or told or named.get("Seconds", self.now - starts[0]) <= self.has_run(job):
+                continue
+            left = [(lease, start) for lease, start in job["Earlier"] if lease != named["Lease"]]
+            job.update(State="R", Host=node["Host"], Lease=named["Lease"], StartTime=starts[0], Earlier=left, Status="",
+                       ExitStatus=None, EndTime=None, LeaseEnded=False, Expiry=self.now + REQUEUE_AFTER)  # fmt: skip
+
+    def has_run(self, job):
+        if job["State"] != "R":
+            return float("inf") if job["State"] == "F" and job["Status"] != "lost" else -1
+        for node in self.nodes.values():
+            if node["Host"] == job["Host"] and (job["Label"], job["Lease"]) in node["Seconds"]:
+                return node["Seconds"][job["Label"], job["Lease"]] + self.now - node["NamedAt"]
+        return self.now - job["StartTime"]
 
     def told(self, request, leases):
         """The server's answer has told the leases: {label: lease}."""
@@ -341,6 +385,8 @@ class Model:
             signals[job["Label"]] = "delete"
         elif self.resumes(job, node["Host"]):
             job["Expiry"] = self.now + REQUEUE_AFTER
+            if "Seconds" in named:
+                node["Seconds"][job["Label"], job["Lease"]] = named["Seconds"]
         elif job.get("Reported"):
             may.add(job["Label"])  # the acknowledgement is on its way
         else:
@@ -356,7 +402,7 @@ class Model:
                 if number in request["Open"]:
                     taken += job["Ncpus"]
                 else:
-                    self.requeue(job)
+                    self.requeue(job, lease=job["Lease"])
             if number not in request["Open"]:
                 del node["Handed"][number]
         return taken
@@ -385,7 +431,8 @@ class Model:
             kind = status
         if status == "refused" and job["Signal"] not in ("delete", "abort"):
             job.update(RefusedBy=job["RefusedBy"] + [job["Host"]], RunCount=job["RunCount"] - 1, StartTime=None)
-            return self.requeue(job, started=False)
+            self.requeue(job, started=False)
+            return self.hold_if_refused_by_all(job)
         if status in ("released", "refused"):
             if status == "released" and not job["Rerunable"] and exit_status != -8 and not job["Signal"]:
                 return self.over(job, "lost", -103)
@@ -402,6 +449,13 @@ class Model:
             job["FailedOn"] = list(dict.fromkeys(job["FailedOn"] + [job["Host"]]))
             return self.requeue(job, started=False)
         self.over(job, status, exit_status)
+        job["Earlier"] = []
+
+    def hold_if_refused_by_all(self, job):
+        able = [node for node in self.nodes.values() if not node["Down"]
+                and self.fits(dict(job, RefusedBy=[]), node, max(node["Slots"], 1))]  # fmt: skip
+        if job["State"] == "Q" and all(node["Host"] in job["RefusedBy"] for node in able):
+            job["State"] = "H"
 
     def requeue(self, job, started=True, lease=""):
         """started: it counts as a start without an end."""
@@ -518,7 +572,7 @@ class Model:
             job["Signal"] = "rerun"
         else:
             job.update(Status="", ExitStatus=None, EndTime=None, Retried=0, FailedOn=[], Lease="", Host="", Expiry=None)
-            job.update(Reported=False, LeaseEnded=False)
+            job.update(Reported=False, LeaseEnded=False, Earlier=[])
             self.ready(job)
 
     def move(self, job, wish):
@@ -734,6 +788,8 @@ class Course:
         running = [run for run in client.runs.values() if self.chance.random() < 0.97]
         if self.past and self.chance.random() < 0.1:
             old = self.chance.choice(self.past)
+            if self.chance.random() < 0.5:
+                old = dict(old, Seconds=self.chance.choice([0, 10, 100, 1000, 10000]))
             if old["Lease"] and all(run["Label"] != old["Label"] for run in running):
                 running.append(dict(old, Signal="", Limits=[0, 0, 0]))
         request = {"Hostname": client.host, "Slots": self.chance.choice([0, 1, 2, client.slots]), "Running": running,

@@ -8,13 +8,19 @@ import sys
 import threading
 
 import pytest
-
 from harness import ROOT, until
 
 sys.path.insert(0, ROOT)
-import server as server_module  # noqa: E402
-from jobrunner import BadRequest, BadState, State, UnknownJob  # noqa: E402
-from server import Queue, Selection, Store, accounting_lines, dependency_verdict, parse_indices  # noqa: E402
+import server as server_module
+from jobrunner import BadRequest, BadState, State, UnknownJob
+from server import (
+    Queue,
+    Selection,
+    Store,
+    accounting_lines,
+    dependency_verdict,
+    parse_indices,
+)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # A queue in this process
@@ -1061,7 +1067,9 @@ def test_a_retry_wakes_a_client_on_which_it_has_not_failed(lab):
         threading.Thread(
             target=lambda host=host: given.extend(
                 (host, job["ID"])
-                for job in lab.do("poll", {"Hostname": host, "Slots": 1, "Wait": 50, "Node": node}, lambda: True)["Jobs"]
+                for job in lab.do("poll", {"Hostname": host, "Slots": 1, "Wait": 50, "Node": node}, lambda: True)[
+                    "Jobs"
+                ]
             )
         )
         for host in ("bad", "good")
@@ -1083,3 +1091,271 @@ def test_a_cycle_by_way_of_one_of_many_subjobs_is_refused_for_all_that_are_alter
     with pytest.raises(BadRequest, match="would be a cycle"):
         lab.verb("alter", first, wish={"Depend": [f"afterok:{second}[7]"]})
     assert not any(lab.job(f"{first}[{index}]").depend for index in (1, 7, 3000))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Clients that were cut off, refuse, cannot start anything, or go by one name
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def names_run(lab, job, host, seconds=None, over=None, **node):
+    """The answer to a client that names a run, and reports its end if it is over."""
+    entry = {"ID": job.id, "Lease": job.lease}
+    entry.update({} if seconds is None else {"Seconds": seconds})
+    request = {"Hostname": host, "Slots": 0, "Running": [entry], "Node": node}
+    if over is not None:
+        request["Reports"] = [{"ID": job.id, "Lease": job.lease, "Hostname": host, "ExitStatus": over}]
+    return lab.do("poll", request, lambda: True)
+
+
+def cut_off(lab, **keys):
+    """A job with two runs: that of `a`, which was not heard of for two hours, and that of `b`, half an hour old."""
+    lab.add("x", **keys)
+    first = lab.start("a")
+    lab.pass_time(7200)
+    assert lab.state(1) == "Q"
+    second = lab.start("b")
+    lab.pass_time(1800)
+    return first, second
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_the_longer_run_wins_and_the_other_is_told_to_stop(lab, restarted):
+    first, second = cut_off(lab)
+    if restarted:
+        lab.restart()
+    assert names_run(lab, first, "a")["Signals"] == []
+    job = lab.job(1)
+    assert (job.state, job.host, job.lease, job.start_time) == (State.RUNNING, "a", first.lease, first.start_time)
+    assert "longer than that of b, which is told to stop" in job.comment
+    (signal,) = names_run(lab, second, "b")["Signals"]
+    assert (signal["ID"], signal["Signal"]) == (job.id, "delete") and "runs on a" in signal["Comment"]
+    assert lab.do("report", [{"ID": job.id, "Lease": second.lease, "Hostname": "b", "ExitStatus": 7}], "finish")[0][
+        "Stale"
+    ]
+    lab.end(1, 3)
+    assert (lab.job(1).exit_status, lab.job(1).host, lab.job(1).run_count) == (3, "a", 2)
+
+
+def test_a_run_that_slept_is_the_shorter_one(lab):
+    first, second = cut_off(lab)
+    names_run(lab, second, "b", seconds=1700)
+    lab.pass_time(10)
+    assert "runs on b" in names_run(lab, first, "a", seconds=1709)["Signals"][0]["Comment"]
+    assert lab.job(1).lease == second.lease
+    assert names_run(lab, first, "a", seconds=1711)["Signals"] == []
+    assert lab.job(1).lease == first.lease
+
+
+def test_the_longer_run_wins_also_if_it_is_over(lab):
+    first, _ = cut_off(lab)
+    assert names_run(lab, first, "a", seconds=5000, over=4)["Reported"] == [{"ID": first.id}]
+    assert (lab.state(1), lab.job(1).exit_status, lab.job(1).host) == ("F failed", 4, "a")
+
+
+def test_the_shorter_run_and_one_whose_job_is_over_change_nothing(lab):
+    first, second = cut_off(lab)
+    assert names_run(lab, first, "a", seconds=10, over=0)["Reported"] == [{"ID": first.id, "Stale": True}]
+    assert lab.job(1).lease == second.lease
+    lab.end(1, 5)
+    assert names_run(lab, first, "a", seconds=99999, over=0)["Reported"] == [{"ID": first.id, "Stale": True}]
+    assert lab.job(1).exit_status == 5
+
+
+def test_a_run_is_taken_up_again_when_the_later_one_has_failed_and_is_to_be_retried(lab):
+    first, _ = cut_off(lab, Retries=1)
+    lab.end(1, 1)
+    assert lab.state(1) == "W"
+    assert names_run(lab, first, "a", seconds=9000)["Signals"] == []
+    assert (lab.state(1), lab.job(1).lease) == ("R", first.lease)
+
+
+def test_a_run_of_a_job_that_is_being_deleted_or_was_is_told_to_end(lab):
+    first, second = cut_off(lab)
+    lab.verb("delete", 1)
+    assert names_run(lab, first, "a")["Signals"][0]["Signal"] == "delete" and lab.job(1).lease == second.lease
+    lab.end(1, 271, Status="deleted")
+    assert names_run(lab, first, "a")["Signals"][0]["Signal"] == "delete" and lab.state(1) == "F deleted"
+
+
+def test_leases_of_earlier_runs_are_in_no_listing_and_not_told_to_the_next_client(lab):
+    first, second = cut_off(lab)
+    dump = b"".join(server_module.database_chunks(lab.queue.picture())).decode()
+    assert first.lease not in dump + json.dumps(lab.job(1).public()) and "Earlier" not in dump
+    lab.pass_time(7200)
+    (record,) = lab.poll("c")
+    assert "Earlier" not in record
+    assert [lease for lease, _ in lab.job(1).earlier] == [first.lease, second.lease]
+
+
+def refuse(lab, host, words="runs only what starts with 'java'"):
+    job = lab.start(host)
+    lab.end(job, Status="refused", ExitStatus=-102, Comment=f"{host} {words}")
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_job_refused_by_every_client_is_held_with_what_each_said(lab, restarted):
+    lab.add("x")
+    for host in ("b", "c"):
+        lab.poll(host, slots=0)
+    refuse(lab, "b")
+    assert lab.state(1) == "Q"
+    lab.poll("w", slots=0, Queues=["other"])  # could not run it anyway
+    refuse(lab, "c")
+    comment = lab.job(1).comment
+    assert lab.state(1) == "H" and comment.startswith(
+        "refused by every client: b, c: runs only what starts with 'java'"
+    )
+    if restarted:
+        lab.restart()
+    lab.verb("release", 1)
+    assert (lab.state(1), lab.job(1).refused_by) == ("Q", [])
+
+
+def test_a_job_refused_by_every_client_is_offered_to_one_that_is_started_then(lab):
+    lab.add("x")
+    refuse(lab, "b")
+    assert lab.state(1) == "H" and lab.poll("b") == [] and lab.poll("w", Queues=["other"]) == []
+    assert [job["ID"] for job in lab.poll("b", Session="after a restart, with another --allow-prefix")] == [
+        lab.job(1).id
+    ]
+    refuse_again = {"Status": "refused", "Comment": "b runs only java"}
+    lab.end(1, **refuse_again)
+    assert lab.state(1) == "H" and len(lab.poll("new")) == 1
+
+
+def test_a_held_job_that_every_client_had_refused_says_who_holds_it(lab):
+    lab.add("x")
+    refuse(lab, "b")
+    lab.verb("hold", 1)
+    assert lab.job(1).comment == "held by a person" and lab.poll("new") == []
+    lab.verb("release", 1)
+    assert lab.state(1) == "Q"
+
+
+def not_started(lab, host, exit_status=-8, **report):
+    job = lab.start(host)
+    lab.end(job, exit_status, Comment="cannot start run: no such file", **report)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_host_that_cannot_start_three_jobs_in_a_row_is_offline_until_it_is_returned(lab, restarted):
+    lab.add(*"abcdefghij")
+    not_started(lab, "bad")
+    not_started(lab, "bad", -9)
+    lab.end(lab.start("bad"), 1)
+    for exit_status in (-8, -8, -9):
+        not_started(lab, "bad", exit_status)
+    if restarted:
+        lab.restart()
+    assert lab.poll("bad") == [] and len(lab.poll("good")) == 1
+    (node,) = [node for node in lab.queue.node_records() if node["Host"] == "bad"]
+    assert node["State"] == "offline" and "3 jobs in a row could not be started" in node["Comment"]
+    assert "cannot start run: no such file" in node["Comment"] and "pbsnodes -r bad" in node["Comment"]
+    lab.do("mark", ["bad"], "clear", "")
+    not_started(lab, "bad")
+    assert len(lab.poll("bad")) == 1
+
+
+def test_one_job_that_cannot_be_started_is_no_bad_host_however_often_it_is_tried(lab):
+    lab.add("x", Retries=9)
+    for _ in range(4):
+        not_started(lab, "pc")
+        lab.pass_time(3700)
+    lab.add("y")
+    assert len(lab.poll("pc", slots=5)) == 2
+
+
+def test_two_clients_of_one_name_at_the_same_time_are_told_apart_and_warned(lab):
+    def beat(client, **more):
+        node = {"Client": client, "Session": client, "Machine": f"m{client}", "Slots": 2}
+        request = {"Hostname": "pc", "Slots": 0, "Node": node, **more}
+        return lab.do("poll", request, lambda: True)
+
+    beat("1")
+    lab.pass_time(20)
+    assert "Warning" not in beat("2")  # the first may be gone: its spool deleted, say
+    lab.pass_time(20)
+    assert (
+        "2 clients go by the name pc (machines m1 and m2)" in beat("1")["Warning"]
+        and "--hostname" in beat("2")["Warning"]
+    )
+    lab.add("x", "y")
+    job = lab.start("pc")
+    beat("1", Running=[{"ID": job.id, "Lease": job.lease}])
+    records = {node["Info"].get("Client"): node for node in lab.queue.node_records()}
+    assert (records["1"]["Running"], records["2"]["Running"]) == (1, 0) and "2 clients" in records["2"]["Comment"]
+    lab.pass_time(400)
+    assert "Warning" not in beat("2")
+
+
+def test_a_copied_spool_is_refused_so_that_its_client_makes_an_id_of_its_own(lab):
+    beat = lambda session: lab.poll("pc", slots=0, Client="same", Session=session)
+    for session in ("first", "first", "restarted", "restarted"):
+        beat(session)
+    with pytest.raises(server_module.SameSpool) as refused:
+        beat("first")
+    assert refused.value.status == 409 and "copy" in str(refused.value)
+    beat("restarted")
+
+
+def test_a_client_that_pauses_says_why_and_is_not_waited_for(lab):
+    lab.add("x")
+    lab.poll("pc", slots=0, Slots=2, Pause="outside --hours 19:00-07:00")
+    (node,) = lab.queue.node_records()
+    assert (node["State"], node["Comment"]) == ("busy", "outside --hours 19:00-07:00")
+    assert "pc: outside --hours 19:00-07:00" in lab.queue.why_queued(lab.job(1))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Output that is followed
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def piece(job, at, text, key="StdOut", **more):
+    return {"ID": job.id, "Lease": job.lease, "Hostname": job.host, key: {"At": at, "Text": text}, **more}
+
+
+def test_a_followed_jobs_client_is_told_and_what_it_sends_is_read_from_any_byte_on(lab):
+    lab.add("x")
+    job = lab.start()
+    assert lab.queue.stream([piece(job, 0, "nobody reads")]) == [{"ID": job.id, "Follow": False}]
+    assert lab.queue.follow("1", {}, 0)[1] == {}
+    assert names_run(lab, job, "pc")["Signals"] == [{"ID": job.id, "Signal": "follow"}]
+    assert names_run(lab, job, "pc")["Signals"] == []  # once is enough
+    assert lab.queue.stream([piece(job, 100, "abc\udcff"), piece(job, 0, "e", "StdErr")])[0]["Follow"]
+    assert lab.queue.follow("1", {}, 0)[1] == {"StdOut": (100, b"abc\xff"), "StdErr": (0, b"e")}
+    lab.queue.stream([piece(job, 102, "c\udcffdef")])  # sent again in part
+    assert lab.queue.follow("1", {"StdOut": 104, "StdErr": 1}, 0)[1] == {"StdOut": (104, b"def")}
+    lab.queue.stream([piece(job, 1000, "later")])  # what is between was skipped
+    assert lab.queue.follow("1", {"StdOut": 107, "StdErr": 1}, 0)[1] == {"StdOut": (1000, b"later")}
+    lab.end(1, StdOutTail="later, and the last", StdOutSize=1019)
+    over, found = lab.queue.follow("1", {"StdOut": 1005, "StdErr": 1}, 0)
+    assert over.state is State.FINISHED and found == {"StdOut": (1005, b", and the last")}
+
+
+def test_no_more_than_so_much_of_a_followed_output_is_kept_and_nothing_of_another_run(lab):
+    lab.add("x")
+    job = lab.start()
+    lab.queue.follow("1", {}, 0)
+    for at in range(0, 10 << 16, 1 << 16):
+        lab.queue.stream([piece(job, at, "x" * (1 << 16))])
+    at, data = lab.queue.follow("1", {}, 0)[1]["StdOut"]
+    assert (at, len(data)) == (6 << 16, 4 << 16)
+    assert lab.queue.stream([dict(piece(job, 10 << 16, "z"), Lease="stolen")]) == [{"ID": job.id, "Follow": False}]
+    lab.verb("rerun", 1)
+    lab.end(1, 271, Status="deleted")
+    again = lab.start()
+    assert lab.queue.follow("1", {}, 0)[1] == {}
+    lab.queue.stream([piece(again, 0, "anew")])
+    assert lab.queue.follow("1", {}, 0)[1] == {"StdOut": (0, b"anew")}
+
+
+@pytest.mark.parametrize(
+    "part", ["text", 5, {}, {"At": -1, "Text": ""}, {"At": 0}, {"At": True, "Text": ""}, {"At": 0, "Text": "x" * 65537}]
+)
+def test_what_is_no_piece_of_output_is_refused(lab, part):
+    lab.add("x")
+    job = lab.start()
+    with pytest.raises(BadRequest):
+        lab.queue.stream([{"ID": job.id, "Lease": job.lease, "Hostname": "pc", "StdErr": part}])

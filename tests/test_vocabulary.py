@@ -32,6 +32,7 @@ LEADS_TO = {
     "W": {"ready": "Q", "hold": "H", "alter": "W", "move": "W", "delete": "F", "abort": "F"},
     "R": {
         "end": "F", "lose": "F", "requeue": "Q", "alter": "R", "delete": "R", "abort": "R", "rerun": "R", "force": "F",
+        "recover": "R",
     },
     "F": {"rerun": "Q", "recover": "R"},
 }

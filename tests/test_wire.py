@@ -52,7 +52,7 @@ def lasting(tmp_path_factory):
 
 def ask(host="h1", slots=1, wait=0, running=(), client=None, unanswered=()):
     """The body of a POST /request; a client with an id counts its requests, and says which are still unanswered."""
-    named = [{"ID": job["ID"], "Lease": job["Lease"]} for job in running]
+    named = [{key: job[key] for key in ("ID", "Lease", "Seconds") if key in job} for job in running]
     body = {"Hostname": host, "Slots": slots, "Wait": wait, "Running": named}
     return {**body, "Node": {"Client": client}, "Poll": next(_counter), "Open": list(unanswered)} if client else body
 
@@ -282,8 +282,10 @@ def test_a_silent_clients_job_is_queued_again_and_a_renewed_one_is_not(lab):
     for path in ("/finish", "/timeout", "/dead"):
         assert server.post(path, [report(silent, ExitStatus=0)])[1] == [{"ID": silent["ID"], "Stale": True}]
     assert picture(server)[0] == before
-    signals = poll(server, "h2", slots=0, running=[silent])["Signals"]
-    assert signals == [{"ID": silent["ID"], "Signal": "delete"}]
+    # its client is back, and has it no more when the run that was begun meanwhile is the longer one
+    signals = poll(server, "h2", slots=0, running=[{**silent, "Seconds": 0}])["Signals"]
+    assert [(signal["ID"], signal["Signal"]) for signal in signals] == [(silent["ID"], "delete")]
+    assert "h3" in signals[0]["Comment"] and picture(server)[0] == before
     # nobody else may begin the job that must not run twice, so its true end counts whenever it comes
     assert server.post("/finish", [report(once, ExitStatus=3)])[1] == [{"ID": once["ID"]}]
     job = server.job(3)
@@ -439,6 +441,7 @@ def test_reports_that_come_with_a_request_are_acknowledged_at_once_in_its_answer
 
 
 def test_a_refused_job_is_offered_to_others_only_and_says_why(server):
+    poll(server, "h2", slots=0)
     server.add(["true"])
     (job,) = poll(server, "h1")["Jobs"]
     server.post("/finish", report(job, Status="refused", Comment="only java runs here"))
