@@ -335,7 +335,7 @@ def damaged(log):
         "wrong-outputs.1": json.dumps({**job, "Job": record, "StdOut": 0, "StdErr": {}}) + "\n",
         "wrong-temp.1": json.dumps({**job, "Job": record, "Temp": 3}) + "\n",
         "wrong-end.1": made + '{"ExitStatus": "zero", "EndTime": 3}\n',
-        "future.1": json.dumps({"Format": 999, **job, "Job": record}) + "\n",
+        "future.1": json.dumps({**job, "Job": record, "Format": 999}) + "\n",
     }
 
 

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -121,6 +122,7 @@ class Storm:
         for number, (path, _) in self.jobs.items():
             assert read(path) == "start\nend\n", self.words(number, read(path))
         said = self.lab.log("client.py.log") + self.lab.log("server.py.log")
+        said = re.sub(r"Traceback.*\n( .*\n)*KeyboardInterrupt\n", "", said)  # Ctrl-C before there is a handler
         assert "Traceback" not in said and ".bug" not in said, self.words(said[-3000:])
 
 
@@ -315,7 +317,8 @@ class WindowsStorm(Storm):
     def stop_client(self):
         owner = read(self.lab.path("jobrunner-spool", "lock")).strip()
         if owner and self.chance.random() < 0.5:
-            on_windows.taskkill(owner, self.lab.folder)
+            with contextlib.suppress(AssertionError):  # it may have no lock yet, and the number be an earlier one's
+                on_windows.taskkill(owner, self.lab.folder)
         on_windows.end(self.client)
 
 
