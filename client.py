@@ -15,30 +15,33 @@ Windows, which has no wait for other people's children.
 
 The spool (--spool):
     lock                      locked by the client that uses it
-    client                    the id this client goes by, whatever its name
+    client                    the id this client goes by, whatever its name, and the machine it was made on
     jobs/ID.RUN/log           here from before its process starts; a JSON line each: the job as it was leased, which
                               keeper has it and what was made for it, the keeper's word of its process, the job again
                               when its limits were altered, why we are ending it if we are, and the keeper's word of
                               its end
+    jobs/ID.RUN/usage         what it has used so far, from a minute after its start on
     jobs/ID.RUN/script-NAME   what it runs, if it is a script
-    output/NAME.oNUMBER       what it prints (.e for errors), where the job names no file itself
+    output/NAME.oNUMBER       what it prints (.e for errors), where the job names no file itself; kept --keep-output
     keepers/N.lock            locked by keeper N as long as it lives
     nodes/N                   this host's name N times, a line each: the PBS_NODEFILE of jobs of N slots
 In the system's place for temporary files, jr-HASH/ has a folder for each run, its TMPDIR.
 
 Monitoring goes through ps / kill and tasklist / taskkill, one snapshot a round for all jobs.  Parsers and verdicts are
-pure functions.  Clocks: monotonic for limits and waiting, wall time only where it is shown.
+pure functions.  Clocks: the time this system was awake for limits and waiting, the time since it was booted for
+telling processes apart, wall time only where it is shown: it may be set while jobs run.
 
 The keeper must stay small, so what it has no use for is imported where it is used: the keeper and the client together
 are to take no more than a program that nobody notices.
 
-Sections: what ps and tasklist print, process tools, verdicts, the keeper, the spool, what a job is given, a run, the
-wire, the agent, main.
+Sections: clocks and process starts, what ps and tasklist print, process tools, verdicts, a good guest, the keeper, the
+spool, what a job is given, a run, the wire, the agent, main.
 """
 
 import argparse
 import collections
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -84,6 +87,80 @@ KILL_AGAIN = 5  # s after which a kill that did not help is tried again
 ORPHAN_POLL = 2.0  # s between looks at the process of a job whose keeper is gone
 ADOPTED_POLL = 0.25  # s between looks at the folder of a job that another client's keeper has
 REPORTS_AT_ONCE = 200
+FORMAT = 1  # of the runs' logs
+START_TOLERANCE = 3  # s that two accounts of a process's start may differ by: ps tells whole seconds
+GUEST_STEP = 5  # s between looks at whether jobs are welcome here (hours, memory, disk)
+FOLLOW_STEP = 0.5  # s between looks at an output that somebody follows
+FOLLOW_ALIVE = 10  # s after which a stream with nothing new says so
+SWEEP = 3600  # s between looks for outputs that have been kept long enough
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Clocks and process starts
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+_kernel32: Any = None
+
+
+def kernel32() -> Any:
+    """Windows' own functions.  (On Linux nothing here imports ctypes, which is 1.5 MB.)"""
+    global _kernel32
+    if _kernel32 is None:
+        import ctypes
+
+        library = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined]
+        library.OpenProcess.restype = ctypes.c_void_p
+        _kernel32 = library
+    return _kernel32
+
+
+def awake_clock() -> float:
+    """Seconds that this system was awake, the same for all its processes: what limits count in."""
+    if WINDOWS:  # where time.monotonic counts sleep, too
+        import ctypes
+
+        ticks = ctypes.c_uint64()
+        if kernel32().QueryUnbiasedInterruptTime(ctypes.byref(ticks)):
+            return ticks.value / 1e7
+    return time.monotonic()
+
+
+def boot_clock() -> float:
+    """Seconds since this system was booted, asleep or awake; Linux."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def boot_id() -> str:
+    """Which boot of the system this is; "" where it does not tell."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def creation_time(handle: Any) -> Optional[int]:
+    """When the process of a Windows handle was created, in 100 ns: no two processes have number and this in common."""
+    import ctypes
+
+    times = [ctypes.c_uint64() for _ in range(4)]
+    done = kernel32().GetProcessTimes(ctypes.c_void_p(handle), *map(ctypes.byref, times))
+    return times[0].value if done else None
+
+
+def creation_time_of(pid: int) -> Optional[int]:
+    """The same of a process by its number; None = there is none, or it is not for us to see."""
+    import ctypes
+
+    library = kernel32()
+    handle = library.OpenProcess(0x1000, False, pid)  # PROCESS_QUERY_LIMITED_INFORMATION
+    if not handle:
+        return None
+    try:
+        return creation_time(handle)
+    finally:
+        library.CloseHandle(ctypes.c_void_p(handle))
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What ps and tasklist print
@@ -95,7 +172,7 @@ class Process(NamedTuple):
 
     cpu     s, with that of its children that are over and were waited for, where the system tells (Linux)
     memory  bytes
-    start   seconds since 1970; None = not told
+    start   seconds since boot; None = not told
     zombie  it is over, but nobody has waited for it yet
     """
 
@@ -110,32 +187,27 @@ class Process(NamedTuple):
 
 # S with bsdtime: CPU time includes children that are over; S changes no other time column.
 PS = ["ps", "S", "-A"]
-PS_COLUMNS = ("pid", "ppid", "pgid", "bsdtime", "rss", "stat", "lstart")
+# etimes, not lstart, which moves whenever somebody sets the clock
+PS_COLUMNS = ("pid", "ppid", "pgid", "bsdtime", "rss", "stat", "etimes")
 _PS_LINE = re.compile(
-    r"\s*(\d+)\s+(\d+)\s+(\d+)\s+(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)(?:\.\d+)?\s+(\d+)\s+([A-Za-z]\S*)\s+(\S.*?)\s*\Z",
+    r"\s*(\d+)\s+(\d+)\s+(\d+)\s+(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)(?:\.\d+)?\s+(\d+)\s+([A-Za-z]\S*)\s+(\S+)\s*\Z",
     re.ASCII,
 )
 
 
-def parse_ps(text: str) -> Dict[int, Process]:
-    """The processes in the output of PS with PS_COLUMNS; CPU time in any of ps's forms, [[DD-]HH:]MM:SS."""
+def parse_ps(text: str, clock: float) -> Dict[int, Process]:
+    """The processes in the output of PS with PS_COLUMNS at a moment in seconds since boot; CPU time in any of ps's
+    forms, [[DD-]HH:]MM:SS."""
     found = {}
     for line in text.splitlines():
         words = _PS_LINE.match(line)
         if words:
             pid, ppid, pgid, days, hours, minutes, seconds, rss = (int(word or 0) for word in words.groups()[:8])
             cpu = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-            start, zombie = _parse_lstart(words.group(10)), words.group(9)[0] in "ZX"
+            age, zombie = words.group(10), words.group(9)[0] in "ZX"
+            start = clock - int(age) if age.isdigit() else None
             found[pid] = Process(pid, ppid, pgid, cpu, rss * 1024, start, zombie)
     return found
-
-
-def _parse_lstart(text: str) -> Optional[float]:
-    """`Mon Nov 23 18:44:01 2026`, local time, as ps prints it under LC_ALL=C."""
-    try:
-        return time.mktime(time.strptime(text, "%a %b %d %H:%M:%S %Y"))
-    except (ValueError, OverflowError):
-        return None
 
 
 def parse_tasklist(text: str) -> Dict[int, Process]:
@@ -208,11 +280,26 @@ class LinuxTools:
 
     def __init__(self, log: Any):
         self.log = log
+        self.boot = boot_id()
+        with open("/proc/self/stat") as file:
+            self.own_start = int(file.read().rsplit(")", 1)[1].split()[19]) / os.sysconf("SC_CLK_TCK")
 
     def snapshot(self) -> Optional[Dict[int, Process]]:
         """Every process there is; None if ps failed, which says nothing about anybody."""
+        before = boot_clock()
         printed = run_tool(PS + [word for column in PS_COLUMNS for word in ("-o", column + "=")], self.log)
-        return parse_ps(printed.decode("utf-8", "replace")) or None if printed is not None else None
+        if printed is None:
+            return None
+        text = printed.decode("utf-8", "replace")
+        found = parse_ps(text, before)
+        own = found.get(os.getpid())
+        # ps may have begun long after it was called, on a machine that pages or slept: our own age tells
+        late = self.own_start - own.start if own and own.start is not None else 0.0
+        return (parse_ps(text, before + late) if 0 < late < boot_clock() - before + 1 else found) or None
+
+    def is_same(self, process: Process, started: Optional[float]) -> bool:
+        """True if that process of a snapshot is the one that was started then (see Keeper)."""
+        return None not in (started, process.start) and abs(process.start - started) < START_TOLERANCE
 
     def end(self, pid: int, members: Iterable[int]) -> None:
         """Asks the job to end: TERM to its group, and to what left the group."""
@@ -236,8 +323,14 @@ class WindowsTools:
     # CREATE_NEW_PROCESS_GROUP: a Ctrl-C in the client's window is not for the job; CREATE_NO_WINDOW: nor is the window
     popen = {"creationflags": 0x00000200 | 0x08000000}
 
+    boot = ""
+
     def __init__(self, log: Any):
         self.log = log
+
+    def is_same(self, process: Process, started: Optional[float]) -> bool:
+        """By the time it was created, which tasklist does not tell: numbers are given out again at once here."""
+        return started is not None and creation_time_of(process.pid) == started
 
     def snapshot(self) -> Optional[Dict[int, Process]]:
         printed = run_tool(["tasklist", "/v", "/fo", "csv", "/nh"], self.log)
@@ -303,6 +396,15 @@ class Usage:
         self.memory = sum(process.memory for process in members)
         self.max_memory = max(self.max_memory, self.memory)
 
+    def save(self) -> List[float]:
+        return [round(self._gone, 3), round(self._total, 3), self.max_memory]
+
+    def restore(self, saved: Any) -> None:
+        """Goes on from what an earlier client has saved; anything else is ignored."""
+        if isinstance(saved, list) and len(saved) == 3 and all(_is_number(value) and value >= 0 for value in saved):
+            self._gone, self._total, self.max_memory = saved[0], saved[1], int(saved[2])
+            self.cpu = self._gone + self._total
+
 
 def over_limit(job: Job, usage: Usage, over_memory_before: bool) -> str:
     """The Status a job is to be ended with for what it used ("memory", "cputime"), or "".
@@ -355,6 +457,165 @@ class Backoff:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# A good guest: when jobs are welcome here, which ones, and how much there is for them
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Hours(NamedTuple):
+    """When jobs may start: (first minute, minute of the end) of the day, local time, each."""
+
+    text: str
+    spans: List[Tuple[int, int]]
+
+
+def parse_hours(text: str) -> Hours:
+    """`19:00-07:00,12:00-13:00`; raises BadRequest.
+
+    An end that is not after its beginning is the next day's; one that is the same makes it the whole day.
+    """
+    spans = []
+    for span in text.split(","):
+        words = re.match(r"\s*(\d{1,2}):(\d\d)\s*-\s*(\d{1,2}):(\d\d)\s*\Z", span, re.ASCII)
+        times = [int(word) for word in words.groups()] if words else [99] * 4
+        begin, end = times[0] * 60 + times[1], times[2] * 60 + times[3]
+        if max(times[1], times[3]) > 59 or begin >= 1440 or end > 1440:
+            raise BadRequest(f"{span!r} are no hours: write 19:00-07:00, and more of them after a comma")
+        spans.append((begin, end))
+    return Hours(text, spans)
+
+
+def in_hours(hours: Hours, minute: int) -> bool:
+    """True if that minute of the day is within one of the spans."""
+    return any(
+        begin <= minute < end if begin < end else minute >= begin or minute < end % 1440 or begin == end
+        for begin, end in hours.spans
+    )
+
+
+def minute_of_day(moment: float) -> int:
+    local = time.localtime(moment)
+    return local.tm_hour * 60 + local.tm_min
+
+
+def machine_memory() -> Tuple[int, int]:
+    """(bytes there are, bytes free for programs); raises OSError."""
+    if WINDOWS:
+        import ctypes
+
+        # MEMORYSTATUSEX: two DWORDs, then numbers of 8 bytes of which the first is all and the second what is free
+        status = (ctypes.c_uint64 * 8)(64)
+        if not kernel32().GlobalMemoryStatusEx(ctypes.byref(status)):
+            raise OSError("GlobalMemoryStatusEx failed")
+        return status[1], status[2]
+    found = {}
+    with open("/proc/meminfo") as file:
+        for line in file:
+            words = line.split()
+            if words[0] in ("MemTotal:", "MemAvailable:"):
+                found[words[0]] = int(words[1]) * 1024
+    return found.get("MemTotal:", 0), found.get("MemAvailable:", 0)
+
+
+def free_disk(path: str) -> int:
+    """Bytes that a user may still write on the disk of a folder; raises OSError."""
+    if WINDOWS:
+        import shutil
+
+        return shutil.disk_usage(path).free
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize
+
+
+def pause_words(options: argparse.Namespace, spool: str, moment: float) -> str:
+    """Why no job is to start at this moment (wall time), one sentence; "" = it may."""
+    if options.hours and not in_hours(options.hours, minute_of_day(moment)):
+        return f"it takes jobs only in its hours, {options.hours.text}"
+    for what, flag, wanted, look in (
+        ("memory", "--min-free-memory", options.min_free_memory, lambda: machine_memory()[1]),
+        (f"the disk of {spool}", "--min-free-disk", options.min_free_disk, lambda: free_disk(spool)),
+    ):
+        try:
+            free = look() if wanted else 0
+        except OSError as error:
+            return f"it cannot tell how much of {what} is free: {os_words(error)}"
+        if free < wanted:
+            return f"only {free >> 20} MB of {what} are free, less than its {flag} {wanted >> 20}mb"
+    return ""
+
+
+def disk_full(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT) or getattr(error, "winerror", None) in (39, 112)
+
+
+_PLACEHOLDER = re.compile(r"\{(ncpus|memory_gb|hostname)\}")
+
+
+def fill(job: Job, host: str, max_jobs: int, total: int) -> List[str]:
+    """The params of a job with what this machine has for it filled in; total: bytes of memory of the machine.
+
+    Its share of the memory is its limit, or by its slots; in whole GiB rounded down, but 1 at least.
+    """
+    memory = job.memory or total * min(1.0, job.ncpus / max_jobs)
+    values = {"ncpus": str(job.ncpus), "memory_gb": str(max(1, int(memory) >> 30)), "hostname": host}
+    return [_PLACEHOLDER.sub(lambda found: values[found.group(1)], word) for word in job.params]
+
+
+class AllowList:
+    """What may run here: --allow-prefix, and the lines of each --allow-file, read again when it changes.
+
+    own      [[word]]
+    files    absolute paths
+    jobs     folders that jobs write to, where no such file may be
+    """
+
+    def __init__(self, own: List[List[str]], files: List[str], jobs: List[str]):
+        self.own, self.files, self.jobs = own, files, jobs
+        self.read: Dict[str, Tuple[Any, List[List[str]]]] = {}  # state, prefixes
+
+    def prefixes(self) -> Optional[List[List[str]]]:
+        """None = everything may run; raises BadRequest while a file cannot be gone by: then nothing may."""
+        if not self.own and not self.files:
+            return None
+        return self.own + [prefix for path in self.files for prefix in self._of(path)]
+
+    def _of(self, path: str) -> List[List[str]]:
+        try:
+            found = os.stat(path)
+            state = found.st_mtime_ns, found.st_size, found.st_ino, found.st_mode
+            if path not in self.read or self.read[path][0] != state:
+                self._judge(path, found.st_mode)
+                with open(path, encoding="utf-8-sig") as file:
+                    lines = [line.strip() for line in file.read(1 << 20).split("\n")]
+                prefixes = [split_words(line) for line in lines if line and not line.startswith("#")]
+                if not prefixes:
+                    raise BadRequest("it names no command")
+                self.read[path] = state, prefixes
+        except (OSError, UnicodeError, BadRequest) as error:
+            self.read.pop(path, None)
+            words = os_words(error) if isinstance(error, OSError) else str(error)
+            raise BadRequest(f"cannot go by --allow-file {path}: {words}; nothing may run until it is right") from None
+        return self.read[path][1]
+
+    def _judge(self, path: str, mode: int) -> None:
+        """Raises BadRequest for a file that jobs or other people could change."""
+        for place in (os.path.abspath(path), os.path.realpath(path)):
+            for folder in self.jobs:
+                if within(place, folder):
+                    raise BadRequest(f"it is in {folder}, where jobs write: keep it in another folder")
+        if not WINDOWS and mode & 0o022:
+            raise BadRequest("its group or others may write to it: chmod go-w")
+
+
+def within(path: str, folder: str) -> bool:
+    """True if a path is in a folder or its subfolders, or is it; links in the folders' own names do not hide that."""
+    parent, name = os.path.split(os.path.abspath(path))
+    path, folder = (
+        os.path.normcase(text) for text in (os.path.join(os.path.realpath(parent), name), os.path.realpath(folder))
+    )
+    return path == folder or path.startswith(os.path.join(folder, ""))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The keeper: the jobs' parent, a process of its own (see Agent._start_keeper)
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -363,13 +624,22 @@ class Keeper:
     """Starts jobs as it is told on standard input and says on standard output, and in their folders, how they end.
 
     In:  {"Folder", "Params", "Env", "WorkDir", "StdOut", "StdErr"}   a line each; in Env, null: not to be there
-    Out: {"Folder", "Pid"} when it runs;  {"Folder", "ExitStatus", "Comment", "EndTime"} when it is over
-    Ends when its input has ended and no job is left.
+    Out: {"Ready"} once it holds its lock
+         {"Folder", "Pid", "StartTime", "Clock", "Started", "Boot"} when a job runs: Clock is the awake clock then,
+         Started tells its process from others with its number: seconds since boot, on Windows the creation time
+         {"Folder", "ExitStatus", "Comment", "EndTime", "Seconds", "DiskFull"} when it is over
+    Ends when its input has ended and no job is left.  Priority is that of the jobs: on Linux the keeper has it too, and
+    they inherit it.
     """
 
-    def __init__(self) -> None:
-        self.children: Dict[subprocess.Popen, Tuple[str, float]] = {}  # folder, monotonic start
+    def __init__(self, nice: int = 0) -> None:
+        self.children: Dict[subprocess.Popen, Tuple[str, float]] = {}  # folder, awake clock at its start
         self.environ = dict(os.environ)
+        self.unwritten: List[Tuple[str, Dict[str, Any]]] = []  # what the disk had no room for
+        self.boot = boot_id()
+        self.popen = dict((WindowsTools if WINDOWS else LinuxTools).popen)
+        if WINDOWS and nice:
+            self.popen["creationflags"] |= 0x4000 if nice < 15 else 0x40  # below normal; idle
 
     def start(self, order: Dict[str, Any]) -> Optional[subprocess.Popen]:
         try:
@@ -379,18 +649,19 @@ class Keeper:
                 err = out if same else files.enter_context(open(order["StdErr"], "wb", opener=_at_once))
                 child = self._spawn(order, out, err)
         except OSError as error:
-            self._over(order["Folder"], EXIT_NO_OUTPUT, f"cannot open {error.filename}: {os_words(error)}")
+            words = f"cannot open {error.filename}: {os_words(error)}"
+            self._over(order["Folder"], EXIT_NO_OUTPUT, words, DiskFull=disk_full(error))
             return None
         except ValueError as error:
             self._over(order["Folder"], EXIT_NO_OUTPUT, f"cannot open {order['StdOut']} or {order['StdErr']}: {error}")
             return None
         if child:
-            self.children[child] = (order["Folder"], time.monotonic())
-            try:
-                note(order["Folder"], {"Pid": child.pid, "StartTime": time.time()})
-            except OSError:
-                pass  # the disk is full: the job runs, and only a client that starts anew would miss this
-            self._say({"Folder": order["Folder"], "Pid": child.pid})
+            clock = awake_clock()
+            self.children[child] = (order["Folder"], clock)
+            started = creation_time(child._handle) if WINDOWS else round(boot_clock(), 3)  # type: ignore[attr-defined]
+            facts = {"Pid": child.pid, "StartTime": time.time(), "Clock": round(clock, 3)}
+            self._note(order["Folder"], {**facts, "Started": started, "Boot": self.boot})
+            self._say({"Folder": order["Folder"], **facts, "Started": started, "Boot": self.boot})
         return child
 
     def _spawn(self, order: Dict[str, Any], out: Any, err: Any) -> Optional[subprocess.Popen]:
@@ -404,30 +675,46 @@ class Keeper:
                 stderr=err,
                 cwd=order["WorkDir"] or None,
                 env=env,
-                **(WindowsTools if WINDOWS else LinuxTools).popen,
+                **self.popen,
             )
         except OSError as error:
             at_fault = error.filename if error.filename == order["WorkDir"] else params[0]
-            comment = f"cannot start {at_fault}: {os_words(error)}"
+            comment, full = f"cannot start {at_fault}: {os_words(error)}", disk_full(error)
         except (ValueError, BadRequest) as error:  # what no program can be given: a lone half of a surrogate pair
-            comment = f"cannot start {params[0]}: {error}"
-        self._over(order["Folder"], EXIT_NOT_STARTED, comment)
+            comment, full = f"cannot start {params[0]}: {error}", False
+        self._over(order["Folder"], EXIT_NOT_STARTED, comment, DiskFull=full)
         return None
 
     def ended(self, child: subprocess.Popen) -> None:
         """The child's returncode is known."""
         folder, began = self.children.pop(child)
-        code = child.returncode
+        code, seconds = child.returncode, round(awake_clock() - began, 3)
         # A power cut must not lose the end of a long run; for a short one the sync would cost more than the run.
-        self._over(folder, EXIT_SIGNALLED - code if code < 0 else code, "", sync=time.monotonic() - began > 10)
+        self._over(folder, EXIT_SIGNALLED - code if code < 0 else code, "", sync=seconds > 10, Seconds=seconds)
 
-    def _over(self, folder: str, exit_status: int, comment: str, sync: bool = False) -> None:
-        end = {"ExitStatus": exit_status, "Comment": comment, "EndTime": format_time(now())}
-        try:
-            note(folder, end, sync)
-        except OSError as error:
-            end["Comment"] = comment or f"its end could not be written to {folder}: {os_words(error)}"
+    def _over(self, folder: str, exit_status: int, comment: str, sync: bool = False, **more: Any) -> None:
+        end = {"ExitStatus": exit_status, "Comment": comment, "EndTime": format_time(now()), **more}
+        self._note(folder, end, sync)
         self._say({"Folder": folder, **end})
+
+    def _note(self, folder: str, event: Dict[str, Any], sync: bool = False) -> None:
+        """Writes it into the run's log, as soon as the disk has room for it."""
+        try:
+            note(folder, event, sync)
+        except OSError:
+            self.unwritten.append((folder, event))
+
+    def write_again(self) -> None:
+        """Tries once more what could not be written; what a client has meanwhile heard and reported has no folder."""
+        waiting, self.unwritten = self.unwritten, []
+        for folder, event in waiting:
+            if os.path.isdir(folder):
+                self._note(folder, event)
+
+    @property
+    def pause(self) -> Optional[float]:
+        """Seconds until write_again has something to do."""
+        return 5.0 if self.unwritten else None
 
     def _say(self, message: Dict[str, Any]) -> None:
         try:
@@ -459,10 +746,22 @@ def program(params: List[str], env: Dict[str, str]) -> List[str]:
     return [found] + params[1:]
 
 
-def keep(lock_path: str) -> int:
+def keep(lock_path: str, priority: str = "0") -> int:
     """The keeper's main."""
-    lock = FileLock(lock_path)
-    keeper = Keeper()
+    nice = int(priority)
+    if nice and not WINDOWS:
+        os.nice(nice)
+    parent = os.getppid()
+    while True:
+        try:
+            lock = FileLock(lock_path)
+            break
+        except OSError:  # the disk is full; until there is room, the client asks for no jobs
+            time.sleep(1)
+            if os.getppid() != parent:
+                return 1
+    keeper = Keeper(nice)
+    keeper._say({"Ready": True})
     (_keep_windows if WINDOWS else _keep_linux)(keeper)
     lock.release()
     os.remove(lock_path)
@@ -482,8 +781,9 @@ def _keep_linux(keeper: Keeper) -> None:
     selector.register(0, selectors.EVENT_READ)
     selector.register(wake_read, selectors.EVENT_READ)
     orders, open_input = b"", True
-    while open_input or keeper.children:
-        for key, _ in selector.select():
+    while open_input or keeper.children or keeper.unwritten:
+        keeper.write_again()
+        for key, _ in selector.select(keeper.pause):
             data = os.read(key.fd, 1 << 16)
             if key.fd == wake_read:
                 for child in [child for child in keeper.children if child.poll() is not None]:
@@ -514,8 +814,12 @@ def _keep_windows(keeper: Keeper) -> None:
 
     threading.Thread(target=read_orders, daemon=True).start()
     open_input = True
-    while open_input or keeper.children:
-        event, value = events.get()
+    while open_input or keeper.children or keeper.unwritten:
+        keeper.write_again()
+        try:
+            event, value = events.get(timeout=keeper.pause)
+        except queue.Empty:
+            continue
         if event == "closed":
             open_input = False
         elif event == "ended":
@@ -536,38 +840,90 @@ def note(folder: str, event: Dict[str, Any], sync: bool = False) -> None:
 
     One file, only ever appended to: on a busy disk making and renaming files costs more than all else a short job does.
     """
-    file = os.open(
-        os.path.join(folder, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o600
-    )
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+    file = os.open(os.path.join(folder, "log"), flags, 0o600)
     try:
-        os.write(file, json.dumps(event).encode() + b"\n")
+        size = os.lseek(file, 0, os.SEEK_END)
+        line = json.dumps(event).encode() + b"\n"
+        if size and os.lseek(file, size - 1, os.SEEK_SET) >= 0 and os.read(file, 1) != b"\n":
+            line = b"\n" + line  # the last one is torn: it must not spoil this one
+        if os.write(file, line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.path.join(folder, "log"))
         if sync:
             os.fsync(file)
     finally:
         os.close(file)
 
 
-def read_notes(folder: str) -> Dict[str, Any]:
-    """All that a run's log says, later lines over earlier ones; a line that is torn or damaged says nothing."""
-    notes: Dict[str, Any] = {}
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e18  # and no NaN
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_temp(value: Any) -> bool:
+    """A folder that this client makes: what is in it will be removed."""
+    place = re.split(r"[/\\]", value)[-2:] if isinstance(value, str) else []
+    return value == "" or (len(place) == 2 and bool(re.match(r"jr-[0-9a-f]{8}\Z", place[0])))
+
+
+def _is_time(value: Any) -> bool:
     try:
-        with open(os.path.join(folder, "log"), "rb") as file:
-            lines = file.read().split(b"\n")
-    except OSError:
-        return notes
-    for line in lines:
+        return jobrunner.parse_time(value) > 0
+    except (BadRequest, TypeError, AttributeError):
+        return False
+
+
+# What the keys of a log may hold.  A number of 1 or less is no job's process, and as a group it means far more.
+NOTES: Dict[str, Callable[[Any], bool]] = {
+    "Pid": lambda value: isinstance(value, int) and 1 < value < 1 << 32,
+    "ExitStatus": lambda value: value is None or (isinstance(value, int) and _is_number(value)),
+    "Ending": lambda value: isinstance(value, str) and value in ENDINGS,
+    "Temp": _is_temp,
+    "EndTime": _is_time,
+    "Started": lambda value: value is None or _is_number(value),
+    **dict.fromkeys(("StartTime", "Clock", "Seconds", "EndingClock", "Format"), _is_number),
+    **dict.fromkeys(("Keeper", "StdOut", "StdErr", "Boot", "Machine", "Comment", "Why"), _is_text),
+}
+
+
+def read_log(folder: str) -> Tuple[Dict[str, Any], List[str]]:
+    """All that a run's log says, later lines over earlier ones, and what in it cannot be used; raises OSError."""
+    notes: Dict[str, Any] = {}
+    strange = []
+    with open(os.path.join(folder, "log"), "rb") as file:
+        lines = file.read().split(b"\n")
+    for number, line in enumerate(lines, 1):
         try:
-            notes.update(json.loads(line))
-        except (ValueError, TypeError):
-            pass
-    return notes
+            found = json.loads(line) if line else {}
+            if not isinstance(found, dict):
+                raise ValueError
+        except (ValueError, RecursionError):
+            strange.append(f"line {number} is torn or damaged")
+            continue
+        for key, value in found.items():
+            if key not in NOTES or NOTES[key](value):
+                notes[key] = value
+            else:
+                strange.append(f"line {number} has a strange {key}")
+    return notes, strange
+
+
+def read_notes(folder: str) -> Dict[str, Any]:
+    """What a run's log says; nothing if it cannot be read just now."""
+    try:
+        return read_log(folder)[0]
+    except OSError:
+        return {}
 
 
 class Spool:
     """The folders of the jobs here; see the head of this file.  Raises JobrunnerError if it cannot be had."""
 
-    def __init__(self, path: str):
-        self.path = os.path.abspath(path)
+    def __init__(self, path: str, log: Any, machine: str):
+        self.path, self.log, self.machine = os.path.abspath(path), log, machine
         folders = [os.path.join(self.path, name) for name in ("jobs", "output", "keepers", "nodes")]
         self.jobs, self.output, self.keepers, self.nodes = folders
         try:
@@ -586,14 +942,34 @@ class Spool:
             ) from None
 
     def _client_id(self) -> str:
-        """The id in the file `client`, made on the first run."""
-        with open(os.path.join(self.path, "client"), "a+") as file:
-            file.seek(0)
-            known = file.read(100).strip()
-            if not known:
-                known = os.urandom(8).hex()
-                file.write(known + "\n")
-        return known
+        """The id in the file `client`: a new one on the first run, and in a folder copied from another machine."""
+        path = os.path.join(self.path, "client")
+        known = b""
+        with contextlib.suppress(FileNotFoundError):
+            with open(path, "rb") as file:
+                known = file.read(1000)
+        words = known.decode("utf-8", "replace").split()
+        if not known.strip():
+            return self.new_client_id()
+        if not re.match(r"[0-9a-f]{16}\Z", words[0]):
+            self.log.warning("spool.damaged file=%s: it holds no id: this client goes by a new one", path)
+            return self.new_client_id()
+        if len(words) > 1 and words[1] != self.machine:
+            self.log.warning(
+                "spool.copied path=%s: it comes from %s and this is %s: this client goes by an id of its own",
+                self.path, words[1], self.machine,
+            )  # fmt: skip
+            return self.new_client_id()
+        return words[0] if len(words) > 1 else self.new_client_id(words[0])
+
+    def new_client_id(self, name: str = "") -> str:
+        """Makes an id, or takes one that was without its machine, and writes it down; raises OSError."""
+        self.client = name or os.urandom(8).hex()
+        path = os.path.join(self.path, "client")
+        with open(path + ".new", "w", encoding="utf-8", errors="replace") as file:
+            file.write(f"{self.client} {self.machine}\n")
+        jobrunner.replace_file(path + ".new", path)
+        return self.client
 
     def make(self, job: Job, notes: Dict[str, Any]) -> str:
         """The folder of a run, with the job in its log and what else is to be known of the run; raises OSError."""
@@ -603,7 +979,13 @@ class Spool:
         except FileExistsError:  # a lease that was lost and given again
             self.remove(folder)
             os.mkdir(folder, 0o700)
-        note(folder, {"Job": job.to_record(), **notes})
+        try:
+            note(folder, {"Format": FORMAT, "Job": job.to_record(), "Machine": self.machine, **notes})
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.remove(folder)
+            error.filename = error.filename or os.path.join(folder, "log")
+            raise
         return folder
 
     def output_file(self, job: Job, letter: str, folder: str = "") -> str:
@@ -628,20 +1010,35 @@ class Spool:
 
     def remove(self, folder: str) -> None:
         """Forgets a run whose report is acknowledged, with all that is in its folder; raises OSError."""
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(os.path.join(folder, "log"))
+        for name in ("log", "usage"):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.remove(os.path.join(folder, name))
         remove_tree(folder)
 
     def keeper_lives(self, name: str) -> bool:
         """True if the keeper with that lock file still runs, and so will write down how its jobs end."""
         path = os.path.join(self.keepers, _file_name(name))
-        if not os.path.exists(path):
+        if not os.path.isfile(path):
             return False
         try:
             FileLock(path).release()
         except FileLock.Busy:
             return True
+        except OSError as error:
+            return not disk_full(error)  # which is for want of room for our number; else it cannot be told just now
         return False
+
+    def sweep(self, older: float, keep: Iterable[str]) -> int:
+        """Removes outputs that nobody has written to since then (wall time), but for those; how many."""
+        needed, removed = set(keep), 0
+        with os.scandir(self.output) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    old = entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_mtime < older
+                    if old and entry.path not in needed:
+                        os.remove(entry.path)
+                        removed += 1
+        return removed
 
 
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?\Z", re.IGNORECASE)
@@ -691,6 +1088,21 @@ def read_tail(path: str) -> str:
             return file.read(OUTPUT_TAIL).decode("utf-8", "surrogateescape") if size else ""
     except (OSError, ValueError):
         return ""
+
+
+def read_piece(path: str, at: Optional[int]) -> Tuple[int, bytes]:
+    """(offset, bytes) of what is new in an output since that offset, 64 KiB at most: the last, so that whoever reads
+    stays with it however fast it grows.  at None: from the beginning."""
+    try:
+        if os.path.isfile(path):
+            with open(path, "rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                at = max(0 if at is None or at > size else at, size - OUTPUT_TAIL)
+                file.seek(at)
+                return at, file.read(OUTPUT_TAIL)
+    except (OSError, ValueError):
+        pass  # as read_tail
+    return at or 0, b""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -914,12 +1326,17 @@ class Run:
     outputs      {"StdOut": path, "StdErr": path}
     temp         its folder for temporary files; "" = none was made
     pid          0 until the keeper has started it
-    began        s, monotonic: when its walltime began
+    started      what tells its process from a stranger with its number (see Keeper); None = not known
+    began        s, awake clock: when its walltime began
+    ended        s, awake clock: when its process was over; None = it is not
     ending       the Status it is being ended with; "" = it is not
-    kill_at      s, monotonic: when to kill it, having asked it to end; None = not asked
+    comment      why, where it is not a person's wish
+    kill_at      s, awake clock: when to kill it, having asked it to end; None = not asked
     killed       it was killed, not just asked
     members      {pid: start} of its tree when it was asked to end
     end          {}   how its own process ended, while the rest of its tree is given the time to do so too
+    log_size     bytes of its log when it was last read
+    follow       {"StdOut": offset, "StdErr": offset} up to where its outputs are streamed; None = nobody reads them
     """
 
     def __init__(self, job: Job, folder: str, clock: float):
@@ -928,7 +1345,9 @@ class Run:
         self.outputs: Dict[str, str] = {}
         self.temp = ""
         self.pid = 0
+        self.started: Optional[float] = None
         self.began = clock
+        self.ended: Optional[float] = None
         self.adopted = False
         self.keeper = ""
         self.ending = ""
@@ -938,9 +1357,12 @@ class Run:
         self.members: Dict[int, Optional[float]] = {}
         self.end: Optional[Dict[str, Any]] = None
         self.looked_at = clock
+        self.log_size = -1
+        self.follow: Optional[Dict[str, int]] = None
+        self.follow_at = 0.0
         self.usage = Usage()
         self.usage_at = clock
-        self.usage_cpu = 0.0
+        self.usage_cpu: Optional[float] = 0.0  # None: not known at usage_at
         self.over_memory = False
         self.watch: Optional[DeadWatch] = None
 
@@ -951,8 +1373,14 @@ class Run:
 
     @property
     def deadline(self) -> float:
-        """When its walltime is over, monotonic."""
+        """When its walltime is over, awake clock."""
         return self.began + self.job.runtime if self.job.runtime else float("inf")
+
+    def seconds(self, clock: float) -> float:
+        """How long it has run, awake."""
+        if not self.pid:
+            return 0
+        return round(max(0.0, (clock if self.ended is None else self.ended) - self.began), 3)
 
     def sample(self, clock: float, cpu_before: float) -> Dict[str, Any]:
         """A usage report for the time since the last one."""
@@ -989,7 +1417,7 @@ def end_report(run: Run, end: Dict[str, Any]) -> Dict[str, Any]:
         status = run.ending
         killed = run.killed or exit_status == EXIT_KILLED
         exit_status, words = ENDINGS[status]
-        comment = comment or words.format(run.job)
+        comment = comment or (f"told to stop: {run.comment}" if run.comment else words.format(run.job))
         if exit_status > EXIT_SIGNALLED and killed:
             exit_status = EXIT_KILLED
     return {
@@ -1011,19 +1439,21 @@ def end_report(run: Run, end: Dict[str, Any]) -> Dict[str, Any]:
 
 class Reply(NamedTuple):
     """What a request brought: jobs, signals, whether the reports that went with it were taken, whether the client is to
-    end when it has no jobs any more, and how many jobs wait for their time."""
+    end when it has no jobs any more, how many jobs wait for their time, and a sentence for the log."""
 
     jobs: List[Job]
     signals: List[Dict[str, Any]]
     reported: bool
     drain: bool = False
     waiting: int = 0
+    warning: str = ""
 
 
 class OurWire:
     """POST with JSON: many jobs a request, leases, signals, exit statuses."""
 
     one_at_a_time = False
+    is_open = False  # to everybody: it asks for no tokens
 
     def __init__(self, api: ServerApi, host: str, node: Dict[str, Any]):
         self.api, self.host, self.node = api, host, node
@@ -1036,7 +1466,12 @@ class OurWire:
         reply = self.api.call("/request", body, timeout=wish["Wait"] + 30)
         try:
             jobs = [Job.from_record(record) for record in reply["Jobs"]]
-            told = "Reported" in reply, reply.get("Drain") is True, reply.get("Waiting") or 0
+            told = (
+                "Reported" in reply,
+                reply.get("Drain") is True,
+                reply.get("Waiting") or 0,
+                reply.get("Warning") or "",
+            )
             return Reply(jobs, list(reply.get("Signals", [])), *told)
         except (BadRequest, KeyError, TypeError, AttributeError) as error:
             raise ServerAway(f"{self.api.url}/request answered something strange: {error!r}") from None
@@ -1048,11 +1483,19 @@ class OurWire:
     def usage(self, run: Run, sample: Dict[str, Any]) -> None:
         self.api.call("/usage", {"ID": run.job.id, "Lease": run.job.lease, "Hostname": self.host, **sample})
 
+    def stream(self, entries: List[Dict[str, Any]]) -> List[str]:
+        """Sends pieces of outputs; the IDs of the jobs whose outputs somebody still reads."""
+        told = self.api.call("/stream", [{**entry, "Hostname": self.host} for entry in entries])
+        try:
+            return [entry["ID"] for entry in told if entry["Follow"] is True]
+        except (KeyError, TypeError) as error:
+            raise ServerAway(f"{self.api.url}/stream answered something strange: {error!r}") from None
+
 
 class OriginalWire:
     """The original's GET forms: one job a request, no heartbeat, no exit statuses."""
 
-    one_at_a_time = True
+    one_at_a_time = is_open = True
 
     def __init__(self, api: ServerApi, host: str):
         self.api, self.host = api, host
@@ -1106,8 +1549,10 @@ def connect(api: ServerApi, host: str, node: Dict[str, Any]) -> Any:
     by leasing a job to nobody.
     """
     try:
-        api.call("/status")
-        return OurWire(api, host, node)
+        status = api.call("/status")
+        wire = OurWire(api, host, node)
+        wire.is_open = not (isinstance(status, dict) and status.get("Tokens"))
+        return wire
     except ServerRefused as error:
         if error.status in (404, 405, 501):
             return OriginalWire(api, host)
@@ -1123,7 +1568,8 @@ class Agent:
     """Runs jobs for a server.  One lock for everything; nothing slow is done while it is held.
 
     Threads: two pollers (one may be held open by the server while the other brings the news of a free slot), a
-    reporter, one that listens to the keeper, and the main one, which watches clocks and limits.
+    reporter, one that listens to the keeper, and the main one, which watches clocks and limits; now and then one that
+    streams outputs while somebody reads them, and one that removes old ones.
     """
 
     def __init__(self, options: argparse.Namespace, api: ServerApi, spool: Spool, tools: Any, log: Any):
@@ -1132,7 +1578,8 @@ class Agent:
         self.lock = threading.RLock()
         # who is to look again: waking all for each piece of news costs more than a short job
         self.poll_news, self.report_news, self.main_news = (threading.Condition(self.lock) for _ in range(3))
-        self.clock = time.monotonic
+        self.clock = awake_clock
+        self.wall = time.time
         self.runs: Dict[str, Run] = {}  # by folder
         self.outbox: "collections.OrderedDict[str, Dict[str, Any]]" = collections.OrderedDict()  # reports by folder
         self.under_way: Dict[str, bool] = {}  # those of them that a thread is delivering
@@ -1141,11 +1588,21 @@ class Agent:
         self.usage_box: List[Tuple[Run, Dict[str, Any]]] = []
         self.keeper: Optional[subprocess.Popen] = None
         self.keeper_name = ""
+        self.keeper_ready = False  # it holds its lock: whoever comes after us will know that it lives
+        self.allow = AllowList(options.allow_prefix, options.allow_file, [spool.path, os.getcwd()])
+        self.allow.prefixes()  # one that cannot be gone by is no start
+        self.pause = ""  # why it takes no jobs just now
+        self.looked_around_at = self.swept_at = -1e9
+        self.warning = ""  # the server's latest
+        self.said: Dict[str, bool] = {}  # what is said once
+        self.following = False  # a thread streams outputs
+        self.total_memory = -1  # of the machine; it is asked for when needed
         self.wire: Any = None
         self.connecting = threading.Lock()
         self.away = Backoff()
         self.away_until = 0.0
-        self.poll_at: Optional[float] = 0.0  # monotonic: when to send a request; None: one is open that will do
+        # awake clock: when to send a request; None: one is open that will do.  The first as soon as the keeper is ready
+        self.poll_at: Optional[float] = self.clock() + 1
         self.polls = 0  # requests sent so far: they are numbered
         self.open_polls: List[int] = []  # those that have no answer yet
         self.stopping = False
@@ -1164,7 +1621,12 @@ class Agent:
             "Python": "%d.%d.%d" % sys.version_info[:3],
             "Cpus": os.cpu_count(),
             "Draining": False,
+            "Machine": spool.machine,
+            "Nice": options.nice,
+            "Pause": "",
         }
+        if options.hours:
+            self.node["Hours"] = options.hours.text
         if options.queue:
             self.node["Queues"] = options.queue
         if options.until_empty:
@@ -1174,6 +1636,7 @@ class Agent:
 
     def run(self) -> int:
         """Works until it is stopped, or, with --until-empty, until nothing is left for it."""
+        self._look_around()
         self._start_keeper()
         self._adopt()
         for target in (self._poll_loop, self._poll_loop, self._report_loop):
@@ -1181,6 +1644,7 @@ class Agent:
         while not self.stopping and not self.done:
             with self.lock:
                 self.main_news.wait(self._until_next())
+            self._look_around()
             self._watch()
             self.done = self.done or self._is_drained()
         if self.stopping:
@@ -1240,13 +1704,21 @@ class Agent:
                 while self.poll_at is None or self.poll_at > self.clock():
                     self.poll_news.wait(None if self.poll_at is None else max(0.0, self.poll_at - self.clock()))
                 wish, batch = self._wish()
+            client = self.node["Client"]
             try:
                 reply = self._wire().request(wish, [report for _, report in batch])
             except (ServerAway, ServerRefused) as error:
                 self._undelivered(batch, error)
-                self._server_away(error, wish["Poll"])
+                if isinstance(error, ServerRefused) and error.status == 409:
+                    self._is_a_copy(client, error, wish["Poll"])
+                else:
+                    self._server_away(error, wish["Poll"])
                 continue
             self.away.reset()
+            if reply.warning != self.warning:
+                self.warning = reply.warning
+                if self.warning:
+                    self.log.warning("server.says %s", self.warning)
             for job in reply.jobs:
                 self._start(job)
             self._drain(reply.drain)
@@ -1270,7 +1742,7 @@ class Agent:
         }
         wish["Wait"] = POLL_WAIT
         if self.options.until_empty:
-            wish["Wait"] = 0.25 if wish["Running"] else 5 if self.more_to_come else 0
+            wish["Wait"] = 0.25 if wish["Running"] else 5 if self.more_to_come or self.pause else 0
         self.open_polls.append(self.polls)
         self.poll_at = None
         return wish, self._take_reports() if self.carries_reports else []
@@ -1309,7 +1781,7 @@ class Agent:
             self.main_news.notify()
 
     def _free_slots(self) -> int:
-        if self.stopping or self.draining:
+        if self.stopping or self.draining or self.pause or not self.keeper_ready:
             return 0
         return max(0, self.options.max_jobs - sum(run.job.ncpus for run in self.runs.values()))
 
@@ -1321,14 +1793,17 @@ class Agent:
 
     def _running(self) -> List[Dict[str, Any]]:
         """Every lease this client holds: what runs here, and what is over but not yet acknowledged."""
-        entries = []
+        entries, clock = [], self.clock()
         for run in self.runs.values():
-            known: Dict[str, Any] = {"Limits": run.limits}
+            known: Dict[str, Any] = {"Seconds": run.seconds(clock), "Limits": run.limits}
             if run.ending:
                 known["Signal"] = "delete"  # once told is enough
+            if run.follow is not None:
+                known["Follow"] = True
             entries.append({"ID": run.job.id, "Lease": run.job.lease, **known})
         for report in self.outbox.values():
-            entries.append({"ID": report["ID"], "Lease": report["Lease"], "Signal": "delete"})
+            known = {"Seconds": report["Run"].seconds(clock), "Signal": "delete"}
+            entries.append({"ID": report["ID"], "Lease": report["Lease"], **known})
         return entries
 
     def _wire(self) -> Any:
@@ -1339,6 +1814,11 @@ class Agent:
                 self.wire, self.carries_reports = wire, not wire.one_at_a_time and not self.one_by_one
                 original = " (the original's: one job at a time, no signals)" if wire.one_at_a_time else ""
                 self.log.info("server.%s url=%s%s", "back" if self.away.failures else "found", self.api.url, original)
+                if wire.is_open and not self.allow.own and not self.allow.files:
+                    self._say_once(
+                        "client.open: this client runs whatever anybody sends who can reach the server: see "
+                        "--allow-prefix and --allow-file, and the server's --token-file"
+                    )
             return self.wire
 
     def _server_away(self, error: JobrunnerError, poll: int) -> None:
@@ -1349,6 +1829,25 @@ class Agent:
             self.poll_at, self.wire = self.away_until, None
             self.poll_news.notify()
         self.log.warning("server.away error=%r again_in=%.1f running=%d", str(error), pause, len(self.runs))
+
+    def _is_a_copy(self, client: str, error: JobrunnerError, poll: int) -> None:
+        """Another client goes by our id: our spool, or its, is a copy.  Its runs stay ours, by their leases."""
+        with self.lock:
+            self.open_polls.remove(poll)
+            self.poll_at = self.clock() + 1
+            if self.node["Client"] == client:  # else the other poller has been told, too
+                try:
+                    self.node["Client"] = self.spool.new_client_id()
+                except OSError as trouble:
+                    self.node["Client"] = self.spool.client
+                    self.log.warning("spool.write file=client error=%r", os_words(trouble))
+                self.log.warning("spool.copied: %s; this client goes by the new id %s", error, self.spool.client)
+            self.poll_news.notify()
+
+    def _say_once(self, words: str) -> None:
+        if words not in self.said:
+            self.said[words] = True
+            self.log.warning("%s", words)
 
     def _obey(self, entry: Dict[str, Any], named: List[Dict[str, Any]]) -> None:
         """Does what the server says of a run that the request has named."""
@@ -1361,8 +1860,10 @@ class Agent:
         for run in runs:
             if entry.get("Signal") == "alter":
                 self._alter(run, entry)
+            elif entry.get("Signal") == "follow":
+                self._follow(run)
             elif entry.get("Signal") == "delete" and run.job.lease not in told:
-                self._end(run, "deleted")
+                self._end(run, "deleted", str(entry.get("Comment") or ""))
 
     def _alter(self, run: Run, limits: Dict[str, Any]) -> None:
         """The limits of a run are others from now on; its walltime still counts from its start."""
@@ -1381,14 +1882,22 @@ class Agent:
 
     def _start(self, job: Job) -> None:
         """Gives a job to the keeper; whatever is in the way of that is the job's end, never the client's."""
+        host = self.options.hostname
+        if job.fill:
+            job = job.but(params=fill(job, host, self.options.max_jobs, self._total_memory()))
         if self.stopping:
-            return self._never_ran(
-                job, "released", EXIT_NOT_STARTED, f"given back: the client on {self.options.hostname} was stopped"
-            )
-        prefixes = self.options.allow_prefix
-        if prefixes and (is_script(job) or not allowed(job.params, prefixes)):
-            words = " or ".join(repr(" ".join(prefix)) for prefix in prefixes)
-            words = f"{self.options.hostname} runs only what starts with {words}" + ", and no script" * is_script(job)
+            return self._never_ran(job, "released", EXIT_NOT_STARTED, f"given back: the client on {host} was stopped")
+        if self.options.hours and not in_hours(self.options.hours, minute_of_day(self.wall())):
+            words = f"given back: {host} takes jobs only in its hours, {self.options.hours.text}"
+            return self._never_ran(job, "released", EXIT_NOT_STARTED, words)
+        try:
+            prefixes = self.allow.prefixes()
+        except BadRequest as error:
+            self._look_around(again=True)
+            return self._never_ran(job, "released", EXIT_NOT_STARTED, f"given back: {host} {error}")
+        if prefixes is not None and (is_script(job) or not allowed(job.params, prefixes)):
+            words = " or ".join(repr(" ".join(prefix)) for prefix in prefixes[:20])
+            words = f"{host} runs only what starts with {words}" + ", and no script" * is_script(job)
             return self._never_ran(job, "refused", EXIT_REFUSED, words)
         run = Run(job, "", self.clock())
         try:
@@ -1398,6 +1907,7 @@ class Agent:
             words = f"cannot start {job.title}: {error}"
             if isinstance(error, OSError):
                 words = f"cannot make {error.filename or self.spool.path}, which it needs: {os_words(error)}"
+                words = self._disk_full_words(words) if disk_full(error) else words
             return self._never_ran(job, "failed", EXIT_NOT_STARTED, words)
         run.watch = self._dead_watch(job)
         with self.lock:
@@ -1409,6 +1919,18 @@ class Agent:
             if run.deadline - run.began < 2:
                 self.main_news.notify()  # it looks every second by itself
         self.log.debug("job.start job=%s params=%r", job, job.params)
+
+    def _disk_full_words(self, words: str) -> str:
+        return f"the disk of {self.options.hostname} is full: {words}"
+
+    def _total_memory(self) -> int:
+        if self.total_memory < 0:
+            try:
+                self.total_memory = machine_memory()[0]
+            except OSError as error:
+                self.log.warning("client.memory error=%r", os_words(error))
+                return 0
+        return self.total_memory
 
     def _write_all(self, data: bytes) -> None:
         left = memoryview(data)
@@ -1462,8 +1984,8 @@ class Agent:
         if not self.options.dead_after:
             return None
         if not self.tools.cpu_visible(job.params):
-            self.log.warning(
-                "job.watch job=%s: a batch file's CPU time cannot be seen, so it never counts as dead", job
+            self._say_once(
+                "job.watch: the CPU time of batch files and cmd.exe cannot be seen: they never count as dead"
             )
             return None
         step = self._sample_step()
@@ -1486,12 +2008,15 @@ class Agent:
             # -S and -E: it needs nothing but the standard library, and takes 5 MB less.  Imported, not run as a script:
             # so Python takes the compiled file, where it could keep one, and 4 MB less again.
             here = os.path.dirname(os.path.abspath(__file__))
-            code = f"import sys; sys.path.insert(0, {here!r}); import client; sys.exit(client.keep(sys.argv[1]))"
+            code = f"import sys; sys.path.insert(0, {here!r}); import client; sys.exit(client.keep(*sys.argv[1:]))"
             self.keeper = subprocess.Popen(
-                [sys.executable, "-S", "-E", "-c", code, lock_path],
+                [sys.executable, "-S", "-E", "-c", code, lock_path, str(self.options.nice)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                env={
+                    name: text for name, text in os.environ.items() if name != jobrunner.TOKEN_VARIABLE
+                },  # jobs see it
                 **self.tools.popen,
             )
         except OSError as error:
@@ -1500,23 +2025,33 @@ class Agent:
 
     def _keeper_loop(self) -> None:
         """Takes in what the keeper says.  When it dies, what it had goes on, and a new one takes the jobs to come."""
-        keeper, name = self.keeper, self.keeper_name
+        keeper, name, began = self.keeper, self.keeper_name, self.clock()
         for line in iter(keeper.stdout.readline, b""):
-            message = json.loads(line)
-            if "Pid" in message:
+            try:
+                message = json.loads(line)
+            except ValueError:
+                continue  # it was killed while it spoke
+            if "Ready" in message:
+                with self.lock:
+                    self.keeper_ready = True
+                    self._slot_freed()
+            elif "Pid" in message:
                 with self.lock:
                     run = self.runs.get(message["Folder"])
                     if run:
-                        run.pid = message["Pid"]
+                        run.pid, run.started, run.began = message["Pid"], message["Started"], message["Clock"]
             else:
                 self._over(message["Folder"], message)
         if self.stopping or self.done:
             return
         self.log.error("keeper.died pid=%d: its jobs go on; their exit statuses cannot be known", keeper.pid)
         with self.lock:
+            self.keeper_ready = False
             orphans = [run for run in self.runs.values() if not run.adopted]
             for run in orphans:
                 run.adopted, run.keeper = True, name
+        if self.clock() < began + 1:
+            time.sleep(1)  # whatever it dies of, it would again at once
         self._start_keeper()
 
     def _over(self, folder: str, end: Dict[str, Any]) -> None:
@@ -1525,6 +2060,11 @@ class Agent:
             run = self.runs.get(folder)
         if run is None:
             return
+        if run.ended is None:
+            seconds = end.get("Seconds")
+            run.ended = run.began + seconds if seconds is not None else self.clock()
+        if end.get("DiskFull"):
+            end = {**end, "Comment": self._disk_full_words(end["Comment"]), "DiskFull": False}
         if run.ending and self._something_is_left(run):
             run.end = end
         else:
@@ -1557,6 +2097,8 @@ class Agent:
                 continue
             if run.adopted:
                 self._look_at_adopted(run)
+                if run.ended is not None:
+                    continue
             if run.pid and not run.ending and clock >= run.deadline:
                 self._end(run, "timeout")
             elif run.kill_at is not None and clock >= run.kill_at:
@@ -1585,6 +2127,7 @@ class Agent:
             if not members:
                 continue  # it is just ending
             run.usage.update(members)
+            run.usage_cpu = run.usage.cpu if run.usage_cpu is None else run.usage_cpu
             if not run.ending:
                 verdict = over_limit(run.job, run.usage, run.over_memory)
                 run.over_memory = bool(run.job.memory) and run.usage.memory > run.job.memory
@@ -1595,37 +2138,63 @@ class Agent:
             if clock - run.usage_at >= self.options.usage_interval:
                 sample = run.sample(clock, run.usage_cpu)
                 run.usage_at, run.usage_cpu = clock, run.usage.cpu
+                self._save_usage(run)
                 with self.lock:
                     self.usage_box = self.usage_box[-1000:] + [(run, sample)]
                     self.report_news.notify()
 
-    def _end(self, run: Run, status: str) -> None:
+    def _save_usage(self, run: Run) -> None:
+        """For the next client: what processes have used that are gone cannot be seen any more."""
+        try:
+            with open(os.path.join(run.folder, "usage"), "w") as file:
+                json.dump(run.usage.save(), file)
+        except OSError as error:
+            if os.path.isdir(run.folder):
+                self.log.debug("spool.write folder=%s error=%r", run.folder, os_words(error))
+
+    def _end(self, run: Run, status: str, comment: str = "") -> None:
         """Begins to end a run: asks it politely now, kills it after --kill-delay."""
         with self.lock:
             if run.ending:
                 return
-            run.ending = status
-            run.kill_at = self.clock() + self.options.kill_delay
+            run.ending, run.comment = status, comment
+            clock = self.clock()
+            run.kill_at = clock + self.options.kill_delay
             pid = run.pid
-        self.log.info("job.end job=%s status=%s pid=%d", run.job, status, pid)
+        self.log.info("job.end job=%s status=%s pid=%d%s", run.job, status, pid, comment and f": {comment}")
         try:
-            note(run.folder, {"Ending": status})
+            note(run.folder, {"Ending": status, "Why": comment, "EndingClock": round(clock, 3)})
         except OSError as error:
             self.log.warning("spool.write folder=%s error=%r", run.folder, os_words(error))
         if pid and not self.options.kill_delay:
             self._kill(run)  # at once: asked to end first, it might be gone before
         elif pid:
             members = self._members(run)
-            run.members = {process.pid: process.start for process in members}
-            self.tools.end(pid, run.members)
+            if members is not None:
+                run.members = {process.pid: process.start for process in members}
+                self.tools.end(pid, run.members)
 
-    def _members(self, run: Run) -> List[Process]:
-        return tree(self.tools.snapshot() or {}, run.pid)
+    def _members(self, run: Run) -> Optional[List[Process]]:
+        """The processes of a run that is to be ended; None = what has its number is a stranger, or may be one.
+
+        A keeper that lives has not waited for the job's process yet, so its number is nobody else's.
+        """
+        orphan = run.adopted and not self.spool.keeper_lives(run.keeper)
+        processes = self.tools.snapshot() or {}
+        process = processes.get(run.pid)
+        if process and run.started is not None:
+            stranger = not self.tools.is_same(process, run.started)
+        else:
+            stranger = orphan
+        if stranger:
+            self.log.warning("job.gone job=%s pid=%d: that is not the job's process: left alone", run.job, run.pid)
+            return None
+        return tree(processes, run.pid)
 
     def _kill(self, run: Run) -> None:
         run.kill_at = self.clock() + KILL_AGAIN
-        if run.pid:
-            members = self._members(run)
+        members = self._members(run) if run.pid else None
+        if members is not None:
             run.members.update((process.pid, process.start) for process in members)
             run.killed = True
             self.log.info("job.kill job=%s pid=%d processes=%d", run.job, run.pid, len(members))
@@ -1635,16 +2204,104 @@ class Agent:
         """True while processes of a job's group or tree are there that its own process has left behind; they have the
         same time to end as it had, and are killed then.  (Windows: taskkill /T has ended the tree from its root.)"""
         processes = {} if WINDOWS else self.tools.snapshot() or {}
+        # a group whose leader lives is a stranger's by now: ours is over
+        group = 0 if run.pid in processes and not processes[run.pid].zombie else run.pid
         left = [
             process.pid
             for process in processes.values()
             if not process.zombie
-            and (process.pgid == run.pid or (process.pid in run.members and process.start == run.members[process.pid]))
+            and (
+                (group and process.pgid == group)
+                or (process.pid in run.members and self.tools.is_same(process, run.members[process.pid]))
+            )
         ]
+        left = [pid for pid in left if group or pid != run.pid]
         if left and self.clock() >= (run.kill_at or 0):
             run.killed = True
-            self.tools.kill(run.pid, left)
+            self.tools.kill(run.pid if group else left[0], left)
         return bool(left)
+
+    # -- a good guest
+
+    def _look_around(self, again: bool = False) -> None:
+        """Finds out whether jobs are welcome here just now, and removes outputs that are old enough."""
+        clock = self.clock()
+        if again or clock >= self.looked_around_at + GUEST_STEP:
+            self.looked_around_at = clock
+            words = pause_words(self.options, self.spool.path, self.wall())
+            try:
+                self.allow.prefixes()
+            except BadRequest as error:
+                words = words or str(error)
+            with self.lock:
+                changed = bool(words) != bool(self.pause)
+                self.pause = self.node["Pause"] = words
+                if changed:
+                    self.log.info("client.%s", f"pause: {words}" if words else "takes jobs")
+                    self._slot_freed()
+        if self.options.keep_output and clock >= self.swept_at + SWEEP:
+            self.swept_at = clock
+            threading.Thread(target=self._guarded, args=(self._sweep,), daemon=True).start()
+
+    def _sweep(self) -> None:
+        with self.lock:
+            runs = list(self.runs.values()) + [report["Run"] for report in self.outbox.values()]
+            needed = [path for run in runs for path in run.outputs.values()]
+        try:
+            removed = self.spool.sweep(self.wall() - self.options.keep_output, needed)
+        except OSError as error:
+            self.log.warning("spool.sweep folder=%s error=%r", self.spool.output, os_words(error))
+        else:
+            if removed:
+                self.log.info("spool.sweep folder=%s removed=%d", self.spool.output, removed)
+
+    # -- streaming outputs that somebody reads just now
+
+    def _follow(self, run: Run) -> None:
+        with self.lock:
+            if run.follow is None and run.outputs:
+                run.follow, run.follow_at = {}, -1e9
+            if not self.following:
+                self.following = True
+                threading.Thread(target=self._guarded, args=(self._follow_loop,), daemon=True).start()
+
+    def _follow_loop(self) -> None:
+        """Ends when nobody reads any more."""
+        backoff = Backoff()
+        while True:
+            with self.lock:
+                runs = [run for run in self.runs.values() if run.follow is not None]
+                if not runs:
+                    self.following = False
+                    return
+            sent = [(run,) + self._pieces(run) for run in runs]
+            entries = [entry for _, entry, _ in sent if entry]
+            try:
+                readers = self._wire().stream(entries) if entries else []
+            except ServerRefused as error:
+                self.log.warning("stream.refused error=%r", str(error))
+                readers = []
+            except ServerAway:
+                time.sleep(backoff.next())
+                continue
+            backoff.reset()
+            with self.lock:
+                for run, entry, at in sent:
+                    if entry and run.follow is not None:
+                        run.follow, run.follow_at = (at if entry["ID"] in readers else None), self.clock()
+            time.sleep(FOLLOW_STEP)
+
+    def _pieces(self, run: Run) -> Tuple[Optional[Dict[str, Any]], Dict[str, int]]:
+        """What there is to send of a run's outputs, None = nothing; and up to where they are sent then."""
+        at = dict(run.follow or {})
+        entry: Dict[str, Any] = {"ID": run.job.id, "Lease": run.job.lease}
+        for key, path in run.outputs.items():
+            if key == "StdOut" or path != run.outputs["StdOut"]:
+                begin, data = read_piece(path, at.get(key))
+                if data:
+                    entry[key] = {"At": begin, "Text": data.decode("utf-8", "surrogateescape")}
+                    at[key] = begin + len(data)
+        return (entry if len(entry) > 2 or self.clock() >= run.follow_at + FOLLOW_ALIVE else None), at
 
     # -- what was running before this client was started
 
@@ -1652,50 +2309,118 @@ class Agent:
         """Takes over the runs in the spool: reports those that are over, watches the others."""
         processes: Optional[Dict[int, Process]] = None
         needed = []
-        for name in sorted(os.listdir(self.spool.jobs)):
-            folder = os.path.join(self.spool.jobs, name)
-            if not os.path.exists(os.path.join(folder, "log")):
-                self._unmake(Run(Job([]), folder, 0))  # it was being made, or removed, when its client was ended
+        for folder in self._by_age(self.spool.jobs):
+            known = self._read_run(folder)
+            if known is None:
                 continue
-            try:
-                notes = read_notes(folder)
-                job = Job.from_record(notes.get("Job") or {})
-            except BadRequest as error:
-                self.log.warning("spool.damaged folder=%s: %s; left as it is", folder, error)
-                continue
-            if notes.get("Refused"):
-                continue
+            job, notes = known
             needed.append(notes.get("Temp", ""))
+            if notes.get("Refused") or self._is_elsewhere(folder, notes):
+                continue
             processes = self.tools.snapshot() if processes is None else processes
             self._adopt_run(Run(job, folder, self.clock()), notes, processes)
         self.temp.sweep(needed)
+
+    def _by_age(self, path: str) -> List[str]:
+        """What is in the folder, in the order in which the logs were last written: so the reports are in order."""
+        found = []
+        for name in os.listdir(path):
+            folder = os.path.join(path, name)
+            try:
+                age = os.stat(os.path.join(folder, "log")).st_mtime_ns
+            except OSError:
+                age = 0
+            found.append((age, folder))
+        return [folder for _, folder in sorted(found)]
+
+    def _read_run(self, folder: str) -> Optional[Tuple[Job, Dict[str, Any]]]:
+        """The job and the notes of a run in the spool; None = it is none, or cannot be read, which the log says."""
+        log = os.path.join(folder, "log")
+        if not os.path.lexists(log):
+            if re.match(r"[\w+-]+\.\d+\Z", os.path.basename(folder), re.ASCII) and os.path.isdir(folder):
+                self._unmake(Run(Job([]), folder, 0))  # it was being made, or removed, when its client was ended
+            else:
+                self.log.warning("spool.strange file=%s: it is no run's; left as it is", folder)
+            return None
+        try:
+            notes, strange = read_log(folder)
+            if notes.get("Format", FORMAT) > FORMAT:
+                raise BadRequest("a newer jobrunner wrote it")
+            job = Job.from_record(notes.get("Job") or {})
+            if not job.id:
+                raise BadRequest("it names no job")
+        except (OSError, BadRequest, TypeError, ValueError, AttributeError, KeyError) as error:
+            words = os_words(error) if isinstance(error, OSError) else str(error)
+            self.log.warning("spool.damaged file=%s: %s; left as it is", log, words)
+            return None
+        for words in strange[:3]:
+            self.log.warning("spool.damaged file=%s: %s; the rest of it counts", log, words)
+        return job, notes
+
+    def _is_elsewhere(self, folder: str, notes: Dict[str, Any]) -> bool:
+        """True if a run may still go on on another machine, because this spool is a copy of that one's."""
+        if notes.get("Machine", self.spool.machine) == self.spool.machine or "ExitStatus" in notes:
+            return False
+        if self.spool.keeper_lives(notes.get("Keeper", "")) or notes.get("Boot", "") == self.tools.boot != "":
+            return False  # this machine has another name now
+        self.log.warning("spool.copied folder=%s: its run was on %s; left as it is", folder, notes["Machine"])
+        return True
 
     def _adopt_run(self, run: Run, notes: Dict[str, Any], processes: Optional[Dict[int, Process]]) -> None:
         known = notes.keys() >= {"StdOut", "StdErr"}  # an older client's log has them not
         run.outputs = {key: notes[key] for key in ("StdOut", "StdErr")} if known else self._outputs(run.job)
         run.temp = notes.get("Temp", "")
-        run.ending = notes.get("Ending", "")
-        run.kill_at = self.clock() if run.ending else None
-        run.pid, run.keeper, run.adopted = notes.get("Pid", 0), notes.get("Keeper", ""), True
-        run.began = self.clock() - max(0.0, time.time() - notes.get("StartTime", time.time()))
+        run.keeper, run.adopted = notes.get("Keeper", ""), True
+        self._take_notes(run, notes)
         run.watch = self._dead_watch(run.job)
+        run.usage_cpu = None
+        try:
+            with open(os.path.join(run.folder, "usage")) as file:
+                run.usage.restore(json.load(file))
+        except (OSError, ValueError):
+            pass  # it is young, or the machine went down meanwhile
         self.runs[run.folder] = run
         self.log.info("job.adopt job=%s pid=%d", run.job, run.pid)
         self._look_at_adopted(run, processes)
 
+    def _take_notes(self, run: Run, notes: Dict[str, Any]) -> None:
+        """The process of a run, its clock, and how far its end has come, from its log."""
+        clock = self.clock()
+        run.pid = notes.get("Pid", 0)
+        run.ending, run.comment = run.ending or notes.get("Ending", ""), run.comment or notes.get("Why", "")
+        same_boot = notes.get("Boot", self.tools.boot) == self.tools.boot
+        if "Boot" in notes:
+            run.started = notes.get("Started") if same_boot else None
+            run.began = min(clock, notes.get("Clock", clock)) if same_boot else clock
+        elif "StartTime" in notes:  # an older client's log has nothing but the time of day
+            run.began = clock - max(0.0, time.time() - notes["StartTime"])
+            run.started = None if WINDOWS else notes["StartTime"] - time.time() + boot_clock()
+        if run.ending and run.kill_at is None:
+            asked = notes.get("EndingClock", 0.0) if same_boot else 0.0
+            run.kill_at = min(asked, clock) + self.options.kill_delay if asked else clock
+
     def _look_at_adopted(self, run: Run, processes: Optional[Dict[int, Process]] = None) -> None:
         """Finds out whether a run that is not our keeper's is over."""
+        try:
+            size = os.stat(os.path.join(run.folder, "log")).st_size
+        except OSError:
+            size = -1
+        if size == run.log_size and processes is None and self.clock() < run.looked_at + ORPHAN_POLL:
+            return
+        run.log_size = size
         notes = read_notes(run.folder)
+        if not run.pid and "Pid" in notes:
+            self._take_notes(run, notes)  # its keeper was slow to start it
         if "ExitStatus" not in notes and not self.spool.keeper_lives(run.keeper):
             notes = read_notes(run.folder)  # its last word may have come between
             if "ExitStatus" not in notes:
-                notes = self._unseen_end(run, notes, processes) or notes
+                notes = self._unseen_end(run, processes) or notes
+        else:
+            run.looked_at = self.clock()
         if "ExitStatus" in notes:
             self._over(run.folder, notes)
 
-    def _unseen_end(
-        self, run: Run, notes: Dict[str, Any], processes: Optional[Dict[int, Process]]
-    ) -> Optional[Dict[str, Any]]:
+    def _unseen_end(self, run: Run, processes: Optional[Dict[int, Process]]) -> Optional[Dict[str, Any]]:
         """The end of a run whose keeper is gone: None while its process is there."""
         if processes is None:
             if self.clock() < run.looked_at + ORPHAN_POLL:
@@ -1704,12 +2429,10 @@ class Agent:
         if processes is None:
             return None
         process = processes.get(run.pid)
-        if (
-            process
-            and not process.zombie
-            and (process.start is None or abs(process.start - notes.get("StartTime", 0)) < 3)
-        ):
+        if process and not process.zombie and self.tools.is_same(process, run.started):
             return None
+        if run.ending:
+            return {"ExitStatus": None, "Comment": ""}  # as it was to end
         if run.job.rerunable:
             return {
                 "Status": "released",
@@ -1814,6 +2537,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--allow-prefix", "-safeexpr", "--safeexpr", action="append", default=[], metavar="COMMAND",
         type=jobrunner.argument(split_words),
         help="run only commands that start with these words, e.g. 'java -jar job.jar'; may be repeated")  # fmt: skip
+    add("--allow-file", action="append", default=[], metavar="FILE", type=os.path.abspath,
+        help="the same from a file, one a line, read again when it changes; may be repeated")  # fmt: skip
     add("--workdir", "-workdir", metavar="DIR", help="where jobs run that name no directory (default: here)")
     add("--queue", action="extend", default=[], metavar="NAME[,NAME]", type=jobrunner.argument(_queues),
         help="run jobs of these queues only; may be repeated")  # fmt: skip
@@ -1830,6 +2555,16 @@ def arguments() -> argparse.ArgumentParser:
     add("--usage-interval", type=_seconds, default=60, metavar="S", help="seconds between usage samples (default 60)")
     add("--on-stop", choices=("leave", "kill"), default="leave",
         help="what Ctrl-C does to running jobs: leave them running (default), or end them and give them back")  # fmt: skip
+    add("--nice", type=_nice, default=10, metavar="N",
+        help="how far jobs stand back for other programs, 0: not at all, to 19 (default %(default)s)")  # fmt: skip
+    add("--hours", metavar="19:00-07:00[,..]", type=jobrunner.argument(parse_hours),
+        help="start jobs only then, local time (default: always)")  # fmt: skip
+    add("--min-free-memory", metavar="SIZE", type=jobrunner.argument(jobrunner.parse_size), default=0,
+        help="start jobs only while so much memory is free, e.g. 512mb")  # fmt: skip
+    add("--min-free-disk", metavar="SIZE", type=jobrunner.argument(jobrunner.parse_size), default=0,
+        help="start jobs only while so much of the spool's disk is free")  # fmt: skip
+    add("--keep-output", metavar="TIME", type=jobrunner.argument(jobrunner.parse_duration), default=30 * 86400,
+        help="how long outputs are kept in the spool, e.g. 90d; 0: for ever (default 30d)")  # fmt: skip
     add(
         "--until-empty",
         action="store_true",
@@ -1837,6 +2572,8 @@ def arguments() -> argparse.ArgumentParser:
     )
     add("--until-eof", action="store_true", help="stop, as with Ctrl-C, when standard input ends")
     add("--proxy", default="", metavar="URL", help="a proxy to go through (default: none, whatever the system says)")
+    jobrunner.add_connection_options(parser)
+    add("--log-file", default="", metavar="FILE", help="write the log there: 10 MB, and 5 older ones (default: stderr)")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="(default %(default)s)")
     add("--version", action="version", version=f"jobrunner {VERSION}")
     add("-client", "--client", action="store_true", help=argparse.SUPPRESS)  # the original's switch between programs
@@ -1860,6 +2597,12 @@ def _at_least_one(text: str) -> int:
     return int(text)
 
 
+def _nice(text: str) -> int:
+    if not re.match(r"1?\d\Z", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 19")
+    return int(text)
+
+
 def _seconds(text: str) -> float:
     if not re.match(r"\d{1,9}(\.\d+)?\Z", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number, 0 or more")
@@ -1872,14 +2615,15 @@ def work(options: argparse.Namespace) -> int:
 
     log = logging.getLogger("client")
     options.hostname = options.hostname or socket.gethostname()
-    spool = Spool(options.spool)
+    api = jobrunner.connection(options, options.server, lambda words: log.warning("token.file: %s", words))
+    spool = Spool(options.spool, log, socket.gethostname())
     if options.workdir:
         try:
             os.chdir(options.workdir)
         except OSError as error:
             raise JobrunnerError(f"cannot go to --workdir {options.workdir}: {os_words(error)}") from None
     tools = (WindowsTools if WINDOWS else LinuxTools)(log)
-    agent = Agent(options, ServerApi(options.server, options.proxy), spool, tools, log)
+    agent = Agent(options, api, spool, tools, log)
     for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), agent.stop)
@@ -1893,8 +2637,8 @@ def work(options: argparse.Namespace) -> int:
 def main(argv: Optional[List[str]] = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     options = arguments().parse_args(argv)
-    jobrunner.start_log(options.log_level)
     try:
+        jobrunner.start_log(options.log_level, options.log_file)
         return work(options)
     except JobrunnerError as error:
         print(f"client.py: {error}", file=sys.stderr)

@@ -20,9 +20,9 @@ client.py, a user's machine this file alone.  server.py and client.py import thi
 Units: durations are seconds, memory is bytes, CPU is percent of one core (times 100 where a sample is stored), moments
 are seconds since 1970 in UTC.  Conversion happens where a value enters or leaves, never in between.
 
-Sections: vocabulary, errors, units, the record, JSON, files and locks, the server's address and calls, what the three
-programs share, what qsub's options mean, qsub's command line, what qmgr understands, listings, what the commands share,
-the commands, the run command, main.
+Sections: vocabulary, errors, units, the record, JSON, files and locks, the server's address and calls, TLS, tokens, what
+the three programs share, what qsub's options mean, qsub's command line, what qmgr understands, listings, what the
+commands share, the commands, the run command, main.
 """
 
 import argparse
@@ -199,6 +199,10 @@ class ServerAway(JobrunnerError):
     """The server could not be reached, or hung up."""
 
     status = 503
+
+
+class NotTrusted(ServerAway):
+    """What is at the server's address is not shown to be the server: TLS failed, and nothing was sent."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -963,26 +967,57 @@ class ServerApi:
 
     Talks directly: the system's proxy settings, which urllib takes up by default, send requests for the machine next
     door through an office's proxy, where they fail.  `proxy` is a URL for those who need one.
+
+    token            text   sent with every call; what stands before an @ in the server's URL is sent instead of it
+    tls_ca           path   PEM of the only CAs that may have signed an https server's certificate; "" = the system's
+    tls_fingerprint  text   SHA-256 of the certificate, 64 hex digits; then neither CA nor host name matter
+    token_source     text   where the token is from, for a sentence to a person
+    renew            () -> (token, source); called when the server knows the token no more; None = there is no other
+
+    Raises BadRequest where these do not go together, JobrunnerError for a file with CAs that cannot be used.
     """
 
-    def __init__(self, server: str, proxy: str = ""):
+    def __init__(
+        self,
+        server: str,
+        proxy: str = "",
+        token: str = "",
+        tls_ca: str = "",
+        tls_fingerprint: str = "",
+        token_source: str = "",
+        renew: Optional[Callable[[], Tuple[str, str]]] = None,
+    ):
         from urllib.parse import unquote, urlsplit, urlunsplit
 
         parts = urlsplit(server_url(server))
         user, _, place = parts.netloc.rpartition("@")
         self.url = urlunsplit((parts.scheme, place, parts.path, "", ""))
         self.headers = {"User-Agent": f"jobrunner/{VERSION}"}
+        self.token_source, self.renew = token_source, None if user else renew
+        self._proxied_in_plain = bool(proxy) and parts.scheme == "http" and not proxy.startswith("https:")
         if user:
             import base64
 
-            self.headers["Authorization"] = "Basic " + base64.b64encode(unquote(user).encode()).decode()
+            self.token_source = "the server's URL"
+            self._authorize("Basic " + base64.b64encode(unquote(user).encode()).decode())
+        elif token:
+            self._authorize("Bearer " + check_token(token, token_source or "what was given"))
         proxies = {"http": proxy, "https": proxy} if proxy else {}
-        self._opener, self._idle = _keepalive_opener(proxies, "https:" in f"{self.url} {proxy}")
+        self._tls = Tls(self.url, tls_ca, tls_fingerprint) if "https:" in f"{self.url} {proxy}" else None
+        self._opener, self._idle = _keepalive_opener(proxies, self._tls)
+
+    def _authorize(self, value: str) -> None:
+        if self._proxied_in_plain:
+            raise BadRequest(
+                f"a token for {self.url} would pass the proxy in plain: give the server's URL as https://..."
+            )
+        self.headers = {**self.headers, "Authorization": value}
 
     def call(self, path: str, body: Any = None, query: Optional[Dict[str, Any]] = None, timeout: float = 60) -> Any:
         """The JSON value of the answer (None: no body); POST with a body, GET without.
 
-        Raises ServerRefused (it said no) or ServerAway (not reached, hung up, or an answer that is no JSON).
+        Raises ServerRefused (it said no) or ServerAway (not reached, hung up, not the right one, or an answer that is
+        no JSON).
         """
         status, data = self.fetch(path, None if body is None else to_json(body), query, timeout)
         try:
@@ -994,22 +1029,40 @@ class ServerApi:
         self, path: str, body: Optional[bytes], query: Optional[Dict[str, Any]], timeout: float
     ) -> Tuple[int, bytes]:
         """(HTTP status, body) of an answer that is not an error; raises as `call`."""
-        import http.client
-        import urllib.error
-        import urllib.request
         from urllib.parse import urlencode
 
         url = self.url + path + ("?" + urlencode(sorted(query.items())) if query else "")
-        headers = {**self.headers, "Content-Type": "application/json"} if body is not None else self.headers
+        headers = self.headers
+        try:
+            return self._send(url, body, headers, timeout)
+        except ServerRefused as error:
+            if error.status != 401 or not self._has_other_token(headers):
+                raise
+        return self._send(url, body, self.headers, timeout)
+
+    def _has_other_token(self, sent: Dict[str, str]) -> bool:
+        """True if there is another token by now than the one that was sent; it is then the one to come."""
+        token, source = self.renew() if self.renew else ("", "")
+        if token:
+            self.token_source = source
+            self._authorize("Bearer " + token)
+        return self.headers.get("Authorization") != sent.get("Authorization")
+
+    def _send(self, url: str, body: Optional[bytes], headers: Dict[str, str], timeout: float) -> Tuple[int, bytes]:
+        import http.client
+        import urllib.error
+        import urllib.request
+
+        headers = {**headers, "Content-Type": "application/json"} if body is not None else headers
         try:
             response = self._opener.open(urllib.request.Request(url, body, headers), timeout=timeout)
             return response.status, self._read(response)
         except urllib.error.HTTPError as error:
-            raise ServerRefused(error.code, self._error_words(error)) from None
+            words = self._error_words(error)
+            raise ServerRefused(error.code, self._locked_out() if error.code == 401 else words) from None
         except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", error)
-            words = os_words(reason) if isinstance(reason, OSError) else str(reason) or type(reason).__name__
-            raise ServerAway(f"cannot reach the server at {self.url}: {words}; is server.py running there?") from None
+            reason = error.reason if isinstance(error, urllib.error.URLError) else error
+            raise (self._tls and self._tls.refusal(reason) or ServerAway(self._away_words(reason))) from None
 
     def _read(self, response: Any) -> bytes:
         data = response.read()
@@ -1025,13 +1078,38 @@ class ServerApi:
         try:
             return str(from_json(self._read(error.fp))["Error"])
         except Exception:  # whatever it was that answered, it was no jobrunner server: its status must do
-            return f"{self.url} answered {error.code} {error.reason}"
+            if error.code in (301, 302, 303, 307, 308):
+                place = _shown(error.headers.get("Location") or "nowhere")
+                return f"{self.url} sends callers on to {place}, and no call follows: is that the server's address?"
+            return f"{self.url} answered {error.code} {_shown(str(error.reason))}"
+
+    def _locked_out(self) -> str:
+        if "Authorization" not in self.headers:
+            return (f"the server at {self.url} lets no one in without a token: put one into a file {TOKEN_FILE} beside "
+                    f"jobrunner.py, name its file with --token-file, or set {TOKEN_VARIABLE}")  # fmt: skip
+        return (f"the server at {self.url} does not know the token from {self.token_source or 'here'}: ask whoever "
+                "looks after it for one that is good")  # fmt: skip
+
+    def _away_words(self, error: Any) -> str:
+        import http.client
+
+        words = os_words(error) if isinstance(error, OSError) else str(error) or type(error).__name__
+        if isinstance(error, http.client.BadStatusLine) and not isinstance(error, OSError):
+            words = "what it answers is not HTTP"
+        hung_up = isinstance(error, (ConnectionResetError, http.client.BadStatusLine, BrokenPipeError))
+        hint = ", or does it want https://?" if hung_up and self.url.startswith("http:") else "?"
+        return f"cannot reach the server at {self.url}: {words}; is server.py running there{hint}"
 
 
-def _import_urllib(with_ssl: bool) -> None:
-    """Imports urllib, which is 10 MB and 30 ms that the client's keeper and `--help` can do without; and for plain HTTP
-    without ssl, another 1 MB and 8 ms, which it takes up where it is there.  From then on this process knows no https."""
-    left_out = not with_ssl and "ssl" not in sys.modules
+def _shown(text: str) -> str:
+    """What a stranger said, fit for a sentence: one line, not long."""
+    return re.sub(r"[^ -~]", "?", text)[:200]
+
+
+def _import_urllib() -> None:
+    """Imports urllib, which is 10 MB and 30 ms that the client's keeper and `--help` can do without; and without ssl,
+    another 1 MB and 8 ms, which it takes up where it is there.  Tls has a connection of its own, and needs it not."""
+    left_out = "ssl" not in sys.modules
     if left_out:
         sys.modules["ssl"] = None  # type: ignore[assignment]
     try:
@@ -1041,31 +1119,44 @@ def _import_urllib(with_ssl: bool) -> None:
             del sys.modules["ssl"]
 
 
-def _keepalive_opener(proxies: Dict[str, str], with_ssl: bool) -> Tuple[Any, List[Any]]:
+def _keepalive_opener(proxies: Dict[str, str], tls: Optional["Tls"]) -> Tuple[Any, List[Any]]:
     """(an urllib opener, its idle connections).  urllib itself opens a connection a call, which costs both ends a
     third of their time; the handler here puts back what is left of one (ServerApi._read) and takes it again."""
-    _import_urllib(with_ssl)
+    _import_urllib()
     import http.client
     import urllib.error
     import urllib.request
 
     idle: List[Any] = []
+    gone = (http.client.RemoteDisconnected, ConnectionError) + (tls.hung_up if tls else ())
 
-    class KeepAlive(urllib.request.HTTPHandler):
+    class KeepAlive(urllib.request.AbstractHTTPHandler):
+        http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
+
         def http_open(self, request: Any) -> Any:
             # A call on a kept connection that fails is made again, so it must be one that counts once however often
             # it comes.  All are, but /add.
-            while idle and request.selector != "/add":
+            while idle and not request.selector.endswith("/add"):
                 try:
                     connection = idle.pop()
                     connection.sock.settimeout(request.timeout)
                     return self.exchange(connection, request)
-                except (IndexError, http.client.RemoteDisconnected, ConnectionError):
+                except (IndexError, *gone):
                     pass  # another thread took it, or the server had closed it meanwhile: try the next, or a new one
             try:
-                return self.exchange(http.client.HTTPConnection(request.host, timeout=request.timeout), request)
+                return self.exchange(self.connection(request), request)
             except OSError as error:
                 raise urllib.error.URLError(error)
+
+        https_open = http_open
+
+        def connection(self, request: Any) -> Any:
+            kind = tls.connection if tls and request.type == "https" else http.client.HTTPConnection
+            connection = kind(request.host, timeout=request.timeout)
+            if getattr(request, "_tunnel_host", None):  # https through a proxy, which must not see what is said
+                login = request.headers.pop("Proxy-authorization", None)
+                connection.set_tunnel(request._tunnel_host, headers={"Proxy-Authorization": login} if login else {})
+            return connection
 
         def exchange(self, connection: Any, request: Any) -> Any:
             try:
@@ -1078,7 +1169,212 @@ def _keepalive_opener(proxies: Dict[str, str], with_ssl: bool) -> Tuple[Any, Lis
             response.kept, response.msg = connection, response.reason
             return response
 
-    return urllib.request.build_opener(KeepAlive, urllib.request.ProxyHandler(proxies)), idle
+    opener = urllib.request.OpenerDirector()  # build_opener's would follow redirects, and take the token along
+    for handler in (urllib.request.ProxyHandler(proxies), KeepAlive(),
+                    urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor()):  # fmt: skip
+        opener.add_handler(handler)
+    return opener, idle
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# TLS: which server is the right one
+# ---------------------------------------------------------------------------------------------------------------------
+
+HANDSHAKE_TIME = 15.0  # s for a connection and its handshake: a server without TLS may wait for the rest of a line
+
+
+class Tls:
+    """How an https server is made sure of: by its certificate's fingerprint, else by CA and host name.
+
+    Nothing is sent before that is done, so a token goes to no one else.  `connection(host, timeout=)` is an HTTP
+    connection over TLS 1.2 or newer; raises NotTrusted, OSError.
+    """
+
+    def __init__(self, url: str, ca: str, fingerprint: str):
+        import ssl
+
+        self.url, self.ca = url, os.path.abspath(ca) if ca else ""
+        self.fingerprint = parse_fingerprint(fingerprint) if fingerprint else ""
+        self.hung_up = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+        self._ca_time = self._file_time()
+        self.context = self._context()
+
+    def _context(self) -> Any:
+        import ssl
+
+        if self.fingerprint:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        else:
+            try:
+                context = ssl.create_default_context(cafile=self.ca or None)
+            except ssl.SSLError:
+                raise JobrunnerError(f"{self.ca} holds no certificate: --tls-ca wants a file in PEM") from None
+            except OSError as error:
+                raise JobrunnerError(f"cannot read {self.ca}, given with --tls-ca: {os_words(error)}") from None
+            if self.ca:
+                # What Python has set from 3.13 on refuses CAs made with one line of openssl, which others accept.
+                context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        return context
+
+    def _file_time(self) -> float:
+        try:
+            return os.stat(self.ca).st_mtime if self.ca and not self.fingerprint else 0.0
+        except OSError:
+            return 0.0
+
+    def _refresh(self) -> None:
+        """Reads the file with CAs again if it has changed; one that cannot be used changes nothing."""
+        moment = self._file_time()
+        if moment != self._ca_time:
+            self._ca_time = moment
+            try:
+                self.context = self._context()
+            except JobrunnerError:
+                pass  # the former one stays in use
+
+    def connection(self, host: str, timeout: float) -> Any:
+        self._refresh()
+        import http.client
+        import socket
+
+        class Connection(http.client.HTTPConnection):
+            default_port = 443
+
+            def connect(self, tls: Tls = self) -> None:
+                asked, self.timeout = self.timeout, min(self.timeout, HANDSHAKE_TIME)
+                super().connect()
+                try:
+                    self.sock = tls.context.wrap_socket(self.sock, server_hostname=self._tunnel_host or self.host)
+                except socket.timeout:
+                    raise NotTrusted(tls.silent()) from None
+                tls.check(self.sock.getpeercert(binary_form=True))
+                self.timeout = asked
+                self.sock.settimeout(asked)
+
+        return Connection(host, timeout=timeout)
+
+    def check(self, certificate: bytes) -> None:
+        """Raises NotTrusted if a certificate is to have a fingerprint that it has not."""
+        if not self.fingerprint:
+            return
+        import hashlib
+        import hmac
+
+        seen = hashlib.sha256(certificate).hexdigest()
+        if not hmac.compare_digest(seen, self.fingerprint):
+            raise NotTrusted(f"the certificate of {self.url} is not the one it is to have: its fingerprint is {seen}, and "
+                             f"--tls-fingerprint wants {self.fingerprint}; if it was renewed, give the new one")  # fmt: skip
+
+    def silent(self) -> str:
+        return (f"the server at {self.url} says nothing to a TLS handshake: if it has no TLS, write http:// instead of "
+                "https://")  # fmt: skip
+
+    def refusal(self, error: Any) -> Optional["NotTrusted"]:
+        """What to tell a person of an error that TLS is the reason of; None for another."""
+        import ssl
+
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return NotTrusted(self._distrust(error.verify_code, error.verify_message))
+        if not isinstance(error, ssl.SSLError):
+            return None
+        if error.reason in ("WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
+            return NotTrusted(
+                f"the server at {self.url} does not speak TLS: write http:// instead of https://, or start it with "
+                "--tls-cert"
+            )
+        words = (error.reason or os_words(error)).replace("_", " ").lower()
+        return NotTrusted(f"no TLS with the server at {self.url}: {words}; its log may say more")
+
+    def _distrust(self, code: int, words: str) -> str:
+        """OpenSSL's reason not to trust a certificate, and what to do about it."""
+        whose = f"the certificate of {self.url}"
+        if code == 10:
+            return f"{whose} has expired: renew it at the server (or is this machine's clock wrong?)"
+        if code == 9:
+            return f"{whose} is not valid yet: look at the clocks, this machine's and the server's"
+        if code in (62, 64):
+            return (f"{whose} is for another host ({words.strip('.')}): use a name that it holds, or pin it with "
+                    "--tls-fingerprint")  # fmt: skip
+        by = f"a CA in {self.ca}" if self.ca else "a CA that this machine knows"
+        return (f"{whose} is not signed by {by} ({words.strip('.')}): name the right one's file with --tls-ca, or pin "
+                "the certificate with --tls-fingerprint")  # fmt: skip
+
+
+def parse_fingerprint(text: str) -> str:
+    """A SHA-256 fingerprint as 64 small hex digits; raises BadRequest."""
+    digits = text.replace(":", "").lower()
+    if not re.match(r"[0-9a-f]{64}\Z", digits):
+        raise BadRequest(
+            f"{text!r} is not a SHA-256 fingerprint: it is 64 hex digits, as server.py prints at its start"
+        )
+    return digits
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tokens
+# ---------------------------------------------------------------------------------------------------------------------
+
+TOKEN_FILE = "jobrunner.token"  # beside this file
+TOKEN_VARIABLE = "JOBRUNNER_TOKEN"
+
+
+def check_token(text: str, source: str) -> str:
+    """A token, from `source`; raises JobrunnerError if it cannot be one, without saying it."""
+    if not re.match(r"[!-~]{1,1024}\Z", text):
+        raise JobrunnerError(f"the token from {source} cannot be one: it is a single word of ASCII, as server.py "
+                             "--make-tokens prints it")  # fmt: skip
+    return text
+
+
+def find_token(path: str, warn: Callable[[str], None]) -> Tuple[str, str]:
+    """(the token, where it is from): of the file `path`, else of the environment, else of the file beside this one;
+    ("", "") if there is none.  Raises JobrunnerError for a file without one."""
+    if not path and os.environ.get(TOKEN_VARIABLE):
+        source = f"the variable {TOKEN_VARIABLE}"
+        return check_token(os.environ[TOKEN_VARIABLE].strip(), source), source
+    if not path:
+        path = os.path.join(os.path.dirname(os.path.abspath(__file__)), TOKEN_FILE)
+        if not os.path.exists(path):
+            return "", ""
+    data = read_file(path)
+    # PowerShell's > writes UTF-16, and Notepad may put a mark before UTF-8
+    wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+    token = data.decode("utf-16" if wide else "utf-8-sig", "replace").strip()
+    if not token:
+        raise JobrunnerError(f"{path} is empty: write a token into it, as server.py --make-tokens prints it")
+    if not WINDOWS and os.stat(path).st_mode & 0o077:
+        warn(f"{path} is open to other users of this machine, who may take the token: chmod 600 {path}")
+    return check_token(token, path), path
+
+
+def connection(options: argparse.Namespace, server: str, warn: Optional[Callable[[str], None]] = None) -> ServerApi:
+    """Calls to the server with what the options (add_connection_options) and the environment say of token and TLS.
+
+    warn: told of what is not as it should be, once; default: on stderr.  Raises JobrunnerError.
+    """
+    ca, fingerprint = options.tls_ca or "", options.tls_fingerprint or ""
+    if (ca or fingerprint) and server_url(server).startswith("http:"):
+        raise BadRequest("--tls-ca and --tls-fingerprint are for a server at https://, and this one is at http://")
+    if not ca and not fingerprint:
+        ca, fingerprint = (os.environ.get(f"JOBRUNNER_TLS_{name}", "") for name in ("CA", "FINGERPRINT"))
+    path = (
+        os.path.abspath(options.token_file) if options.token_file is not None else ""
+    )  # a client goes to its --workdir
+    token, source = find_token(path, warn or _warn)
+
+    def renew() -> Tuple[str, str]:
+        try:
+            return find_token(path, lambda _: None)
+        except JobrunnerError:  # just being written, say
+            return "", ""
+
+    return ServerApi(server, options.proxy or "", token, ca, fingerprint, source, renew)
+
+
+def _warn(words: str) -> None:
+    print(f"jobrunner: {words}", file=sys.stderr)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1110,14 +1406,50 @@ def when_input_ends(action: Callable[[], None]) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def start_log(level: str) -> None:
-    """Log lines on stderr: time in UTC, level, event, then key=value."""
+def start_log(level: str, path: str = "", max_bytes: int = 10 << 20, backups: int = 5) -> None:
+    """Log lines on stderr, or in the file `path`: time in UTC, level, event, then key=value.
+
+    A file of max_bytes becomes path.1, that path.2 and so on up to `backups`; all are for their owner only.  Raises
+    JobrunnerError if it cannot be opened.
+    """
     import logging
 
     logging.Formatter.converter = time.gmtime
+    try:
+        handler = _log_file(path, max_bytes, backups) if path else None
+    except OSError as error:
+        raise JobrunnerError(f"cannot write {path}: {os_words(error)}: choose another --log-file") from None
     logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ"
+        level=level.upper(),
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%SZ",
+        handlers=[handler] if handler else None,
     )
+
+
+def _log_file(path: str, max_bytes: int, backups: int) -> Any:
+    """A handler that writes to a file, and goes on when it can neither turn it over nor write: lines may be lost."""
+    from logging.handlers import RotatingFileHandler
+
+    class LogFile(RotatingFileHandler):
+        def _open(self) -> Any:
+            return open(self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=_owners_only)
+
+        def doRollover(self) -> None:
+            try:
+                super().doRollover()
+            except OSError:  # Windows renames no file that somebody reads: this one grows until it can be
+                self.stream = self.stream or self._open()
+
+        def handleError(self, record: Any) -> None:
+            if not isinstance(sys.exc_info()[1], OSError):  # of a full disk there is nobody to tell
+                super().handleError(record)
+
+    return LogFile(path, maxBytes=max_bytes, backupCount=backups)
+
+
+def _owners_only(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def owner() -> str:
@@ -1455,6 +1787,8 @@ OPTIONS = (
     Option("-W", "ATTRIBUTES", parse_attributes, True, "depend=afterok:17, block=true (wait, and exit with its "
            "status), retry=N, max_fails=N, max_run_subjobs=N"),
     Option("-S", "SHELL", _key("Shell"), True, "what runs the script (default: its #! line, or /bin/sh)"),
+    Option("--fill", "", _key("Fill", bool), False, "{ncpus}, {memory_gb} and {hostname} in its arguments are replaced by "
+           "what they are on its client"),
     Option("-A", "ACCOUNT", _key("Account"), True, "kept in the record"),
     Option("-P", "PROJECT", _key("Project"), False, "kept in the record"),
     Option("-m", "POINTS", _key("MailPoints"), True, "kept in the record: no mail is sent"),
@@ -1467,6 +1801,12 @@ _CONNECTION = (
     Option("--server", "HOST[:PORT]", _key("server", server_url), True, "the server, or its URL (default: "
            "$JOBRUNNER_SERVER, or http://localhost:8088)"),
     Option("--proxy", "URL", _key("proxy"), True, "a proxy to go through (default: none)"),
+    Option("--token-file", "FILE", _key("token_file"), True, "whose line is the token that the server wants (default: "
+           f"${TOKEN_VARIABLE}, or {TOKEN_FILE} beside this program)"),
+    Option("--tls-ca", "FILE", _key("tls_ca"), True, "the CAs, in PEM, to trust alone when the server is at https:// "
+           "(default: $JOBRUNNER_TLS_CA, or the system's)"),
+    Option("--tls-fingerprint", "SHA256", _key("tls_fingerprint", parse_fingerprint), True, "trust the certificate "
+           "that has this fingerprint, and no other (default: $JOBRUNNER_TLS_FINGERPRINT)"),
     Option("--help", "", _key("help", bool), True, "this"),
 )  # fmt: skip
 QSUB_OPTIONS = (
@@ -1476,6 +1816,16 @@ QSUB_OPTIONS = (
     Option("--file", "FILE", _key("file"), False, "submit many: a JSON list or JSON Lines, one job each; -: stdin"),
     *_CONNECTION,
 )
+
+
+def add_connection_options(parser: argparse.ArgumentParser, options: Sequence[Option] = _CONNECTION[2:-1]) -> None:
+    """Adds --token-file, --tls-ca and --tls-fingerprint, for `connection` to read."""
+    for option in options:
+        key = option.flag[2:].replace("-", "_")
+        kind = argument(lambda text, option=option, key=key: option.parse(text)[key])
+        parser.add_argument(option.flag, dest=key, metavar=option.value, type=kind, help=option.help)
+
+
 # Which jobs, for all commands that change some: name of the option, key of Select, help.
 SELECTIONS = (
     ("name", "Name", "jobs of this name"),
@@ -1609,8 +1959,8 @@ def with_items(given: Record) -> Record:
     """What was given, its -V, --each-line and --sweep carried out; raises WrongUsage."""
     given = dict(given)
     if given.pop("environ", False):
-        # "=C:" and the like are Windows' own; folders for temporary files are the job's own
-        left_out = ("TMPDIR", "TEMP", "TMP") if WINDOWS else ("TMPDIR",)
+        # "=C:" and the like are Windows' own; folders for temporary files are the job's own; the token is nobody's
+        left_out = (TOKEN_VARIABLE, "TMPDIR", *(("TEMP", "TMP") if WINDOWS else ()))
         caller = {n: value for n, value in os.environ.items() if n and "=" not in n and n.upper() not in left_out}
         given["Env"] = {**caller, **given.get("Env", {})}
     lines, sweep = given.pop("each_line", None), given.pop("sweep", None)
@@ -2231,7 +2581,7 @@ def _wait_for(api: ServerApi, names: List[str], seconds: float = float("inf")) -
             try:
                 job = _ask(api, "/job", query={"id": name, "wait": -int(-min(50, max(0, left)) // 1)}, timeout=90)
             except ServerAway as error:
-                if left <= 0:
+                if left <= 0 or isinstance(error, NotTrusted):
                     raise
                 print(f"jobrunner: {error}; waiting for it", file=sys.stderr)
                 time.sleep(min(5, left))
@@ -2350,18 +2700,55 @@ def tracejob(options: argparse.Namespace, api: ServerApi) -> int:
 
 
 def qcat(options: argparse.Namespace, api: ServerApi) -> int:
-    """Prints the last 64 KiB of what a job printed."""
+    """Prints the last 64 KiB of what a job printed, or what it prints while it runs."""
+    if options.f:
+        return _follow(options, api)
     output = _ask(api, "/output", query={"id": options.job})
     text = output["StdErr" if options.e else "StdOut"]
     if not text and output["State"] != "F":
         where = f" on {output['Host']}" if output["State"] == "R" else ""
         state = STATE_WORDS[output["State"]]
-        print(f"jobrunner: job {options.job} is {state}{where}: its output comes when it is over", file=sys.stderr)
-    sys.stdout.flush()
-    data = text.encode("utf-8", "surrogateescape")
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+        print(
+            f"jobrunner: job {options.job} is {state}{where}: its output comes when it is over, or with qcat -f",
+            file=sys.stderr,
+        )
+    _out_bytes(text)
     return 0
+
+
+def _follow(options: argparse.Namespace, api: ServerApi) -> int:
+    """Prints what a job prints until it is over, as its client sends it, beginning with the last 64 KiB there are."""
+    key, other = ("StdErr", "err"), ("StdOut", "out")
+    key, other = (key, other) if options.e else (other, key)
+    asked: Record = {"id": options.job, "wait": 30, key[1]: 0, other[1]: 10**17, "run": 0}  # nothing of the other
+    said = ""
+    while True:
+        output = _ask(api, "/output", query=asked, timeout=90)
+        piece = output.get(key[0])
+        if output["State"] == "F" and not piece and not asked[key[1]]:  # it was over before anybody followed it
+            _out_bytes(_ask(api, "/output", query={"id": options.job})[key[0]])
+        if piece:
+            again, skipped = output["Run"] != asked["run"], piece["At"] - asked[key[1]]
+            if asked["run"] and (again or skipped > 0):
+                words = f"run {output['Run']} begins" if again else f"{skipped} bytes left out"
+                print(f"jobrunner: job {options.job}: {words}", file=sys.stderr)
+            _out_bytes(piece["Text"])
+            asked.update({key[1]: piece["Next"], "run": output["Run"]})
+        if output["State"] == "F":
+            return 0
+        words = "" if output["State"] == "R" and not output["Original"] else STATE_WORDS[output["State"]]
+        if output["Original"]:
+            words += f" on {output['Host']}, an original client, which sends its output at the end at the earliest"
+        if words and words != said:
+            print(f"jobrunner: job {options.job} is {words}", file=sys.stderr)
+        said = words
+
+
+def _out_bytes(text: str) -> None:
+    """Prints a job's output to the byte."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
+    sys.stdout.buffer.flush()
 
 
 def pbsnodes(options: argparse.Namespace, api: ServerApi) -> int:
@@ -2516,26 +2903,28 @@ def run(options: argparse.Namespace, api: None) -> int:
     """Runs every job of a file here; exit code 0 only if each of them finished."""
     import tempfile
 
-    if options.db:
-        return _run_in(options, os.path.abspath(options.db))
-    with tempfile.TemporaryDirectory(prefix="jobrunner-") as folder:
-        return _run_in(options, os.path.join(folder, "jobs.json"))
+    with tempfile.TemporaryDirectory(prefix="jobrunner-") as folder:  # nobody else can look into it
+        return _run_in(
+            options, os.path.abspath(options.db) if options.db else os.path.join(folder, "jobs.json"), folder
+        )
 
 
-def _run_in(options: argparse.Namespace, database: str) -> int:
-    """`run` with this database: what is in it already goes on where it was, else it begins with the file's jobs."""
+def _run_in(options: argparse.Namespace, database: str, folder: str) -> int:
+    """`run` with this database: what is in it already goes on where it was, else it begins with the file's jobs.  In
+    the folder is what only the run itself may see."""
     begun = os.path.exists(database) or os.path.exists(database + ".journal")
     jobs = [] if begun and options.db else read_jobs(options.file)
     programs: List[Any] = []
     try:
-        api, server = _start_server(database)
+        token = _new_token()
+        api, server = _start_server(database, token, _tokens_file(folder, token))
         programs.append(server)
         if not api.call("/status")["Jobs"]:
             if begun and not jobs:
                 jobs = read_jobs(options.file)
             if jobs:
                 api.call("/add", jobs, timeout=600)
-        programs.append(_start_client(options, database, api.url))
+        programs.append(_start_client(options, database, api.url, token))
         _show_progress(api, programs[1])
         return _print_results(api, database if options.db else "")
     finally:
@@ -2554,27 +2943,46 @@ def _own_group() -> Dict[str, Any]:
     return {"creationflags": 0x00000200} if WINDOWS else {"start_new_session": True}
 
 
-def _start_server(database: str) -> Tuple[ServerApi, Any]:
+def _new_token() -> str:
+    """As server.py --make-tokens makes them."""
+    import base64
+
+    return "jr_" + base64.urlsafe_b64encode(os.urandom(32)).rstrip(b"=").decode()
+
+
+def _tokens_file(folder: str, token: str) -> str:
+    """A file of the server's that lets this token in alone: other users of this machine reach the port, too."""
+    import hashlib
+
+    path = os.path.join(folder, "jobrunner.tokens")
+    entry = {"Name": "run", "Role": "submit", "Sha256": hashlib.sha256(token.encode()).hexdigest()}
+    with open(path, "wb", opener=_owners_only) as file:
+        file.write(to_json({"Tokens": [entry]}))
+    return path
+
+
+def _start_server(database: str, token: str, tokens_file: str) -> Tuple[ServerApi, Any]:
     """A private server on a free port of this machine, and calls to it."""
     import subprocess
 
     command = [sys.executable, _beside("server.py"), "--port", "0", "--bind", "127.0.0.1", "--db", database]
-    command += ["--log-level", "warning", "--until-eof"]
+    command += ["--log-level", "warning", "--until-eof", "--token-file", tokens_file]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **_own_group())
     line = server.stdout.readline().decode("utf-8", "replace")
     if " at http" not in line:
         server.wait()
         raise JobrunnerError("the server did not start: it says why above")
-    return ServerApi(line.rsplit(" ", 1)[1].strip()), server
+    return ServerApi(line.rsplit(" ", 1)[1].strip(), token=token), server
 
 
-def _start_client(options: argparse.Namespace, database: str, url: str) -> Any:
+def _start_client(options: argparse.Namespace, database: str, url: str, token: str) -> Any:
     import subprocess
 
     slots = str(options.j or os.cpu_count() or 1)
     command = [sys.executable, _beside("client.py"), "--server", url, "--max-jobs", slots, "--until-empty"]
     command += ["--spool", database + ".spool", "--on-stop", "kill", "--kill-delay", "5", "--log-level", "error"]
-    return subprocess.Popen(command + ["--until-eof"], stdin=subprocess.PIPE, **_own_group())
+    environ = {**os.environ, TOKEN_VARIABLE: token}
+    return subprocess.Popen(command + ["--until-eof"], stdin=subprocess.PIPE, env=environ, **_own_group())
 
 
 def _stop_programs(programs: List[Any]) -> None:
@@ -2729,7 +3137,8 @@ class CommandParser(argparse.ArgumentParser):
             self.print_help()
             self.exit()
         options, _ = super().parse_known_args([], namespace)
-        options.server, options.proxy = given.pop("server", None), given.pop("proxy", "")
+        for key in ("server", "proxy", "token_file", "tls_ca", "tls_fingerprint"):
+            setattr(options, key, given.pop(key, None))
         options.given, options.words = given, words
         return options, []
 
@@ -2754,9 +3163,8 @@ def arguments() -> argparse.ArgumentParser:
         sub.takes(options)
         if not options:
             sub.add_argument(*help_flags, action="help", help="this")
-        for option in _CONNECTION[:2] if remote and not options else ():
-            kind = argument(lambda text, option=option: option.parse(text)[option.flag[2:]])
-            sub.add_argument(option.flag, metavar=option.value, type=kind, help=option.help)
+        if remote and not options:
+            add_connection_options(sub, _CONNECTION[:-1])
         return sub
 
     for group in (_submitting, _listing, _changing, _looking, _managing):
@@ -2841,6 +3249,7 @@ def _looking(command: Callable[..., CommandParser]) -> None:
     sub = command(qcat)
     sub.add_argument("job", metavar="JOB")
     sub.add_argument("-e", action="store_true", help="what it wrote to standard error")
+    sub.add_argument("-f", action="store_true", help="follow it: print what it prints until it is over")
 
     sub = command(qwait)
     sub.named("+")
@@ -2890,7 +3299,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         if options.function is run:
             return run(options, None)
         server = options.server or os.environ.get("JOBRUNNER_SERVER") or f"http://localhost:{DEFAULT_PORT}"
-        return options.function(options, ServerApi(server, options.proxy))
+        return options.function(options, connection(options, server))
     except WrongUsage as error:
         options.parser.error(str(error))
     except JobrunnerError as error:

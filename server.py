@@ -5,8 +5,10 @@
 
 Queue    holds every job, changes jobs only through jobrunner.TRANSITIONS, and never sees a request.
 Store    writes and reads, and never judges a state.
+Gate     lets requests in, or not, by what their heads say: tokens and roles, and what browsers are kept from.
 Handler  reads a request, calls its route, answers; a thread for each connection.
 Front    does so in one thread for the connections that send nothing but small GETs.
+Watch    closes connections that take too long.
 
 An answer means it is on disk.  Every public Queue method that changes jobs takes the lock, appends the change to the
 journal's open batch, lets go of the lock, and returns the batch with its result: the answer is sent when the batch is
@@ -21,29 +23,32 @@ on goes to the next journal.  Start = snapshot + the journals not older than it.
 Clocks: wall time (seconds since 1970) in records and leases; monotonic time for waiting.
 
 Sections: settings, the database file, the store, nodes, named queues and arrays, dependencies, accounting, the queue,
-answers and routes, HTTP, main.
+answers and routes, access, HTTP, main.
 """
 
 import argparse
+import base64
 import collections
 import contextlib
 import errno
 import functools
 import gc
 import glob
+import hashlib
 import heapq
+import hmac
 import io
 import json
 import logging
 import os
 import random
 import re
+import secrets
 import select
 import selectors
 import signal
 import socket
 import socketserver
-import struct
 import sys
 import threading
 import time
@@ -100,6 +105,7 @@ RETRY_FIRST, RETRY_LAST = 30, 3600  # s before the first retry; each pause is tw
 NODE_FORGOTTEN = 30 * 86400  # s of silence after which a client is not listed any more
 BAD_HOST = 3  # jobs in a row that could not be started on a host, after which it is given no more
 MAX_EARLIER = 8  # runs of a job, given up as lost, that are remembered
+CLOCK_JUMP = 5  # s between two looks that make it a clock somebody has set
 MAX_HISTORY = 50  # lines kept of a job's history
 OUTPUT_TAIL = 64 * 1024  # bytes of each output that a report, or a piece of what is followed, may bring
 FOLLOWED_BYTES = 4 * OUTPUT_TAIL  # kept of each output that somebody follows
@@ -352,6 +358,7 @@ class Store:
 
     def _lock(self) -> FileLock:
         try:
+            os.close(_private(self.path + ".lock", os.O_RDWR | os.O_CREAT))
             return FileLock(self.path + ".lock")
         except FileLock.Busy as error:
             raise JobrunnerError(
@@ -450,10 +457,10 @@ class Store:
 
     def _open_journal(self, size: int) -> None:
         """Opens the journal to append behind its first `size` bytes; raises OSError."""
-        self.journal = os.open(self.journal_path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+        self.journal_bytes = size
+        self.journal = _private(self.journal_path, os.O_RDWR | os.O_CREAT)
         os.ftruncate(self.journal, size)
         os.lseek(self.journal, 0, os.SEEK_END)
-        self.journal_bytes = size
         _sync_folder(self.path)
 
     # -- the journal: group commit
@@ -515,6 +522,8 @@ class Store:
             self.account(batch.changes)
 
     def _append(self, data: bytes) -> None:
+        if self.journal < 0:  # the next one could not be opened
+            self._open_journal(self.journal_bytes)
         if self.journal_bytes == 0:
             data = to_json({"Journal": self.generation, "Id": self.identity}) + b"\n" + data
         left = memoryview(data)
@@ -552,7 +561,7 @@ class Store:
     def next_journal(self) -> None:
         """Begins the next journal; the former stays as PATH.journal.N.  The caller holds `writing`.  Raises OSError."""
         size = self.journal_bytes
-        os.close(self.journal)  # Windows renames no file that is open
+        self._close_journal()  # Windows renames no file that is open
         try:
             jobrunner.replace_file(self.journal_path, f"{self.journal_path}.{self.generation}")
             self.generation, size = self.generation + 1, 0
@@ -583,10 +592,16 @@ class Store:
 
     def close(self, clean: bool) -> None:
         """Lets go of the database; after a snapshot that holds everything (clean) the empty journal goes too."""
-        os.close(self.journal)
+        self._close_journal()
         if clean and self.journal_bytes == 0:
             _remove(self.journal_path)
         self.lock.release()
+
+    def _close_journal(self) -> None:
+        """Its number must not be used any more: a connection may get the same one next."""
+        journal, self.journal = self.journal, -1
+        if journal >= 0:
+            os.close(journal)
 
     # -- outputs
 
@@ -594,7 +609,8 @@ class Store:
         """Keeps the tail of a job's output, durably; stream: "out" or "err".  Raises DiskFailed."""
         path = self._output_file(job, stream)
         try:
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            _private_folder(self.output_path)
+            _private_folder(os.path.dirname(path))
             with open(path + ".new", "wb", opener=_private) as file:
                 file.write(data)
                 file.flush()
@@ -612,6 +628,16 @@ class Store:
         except FileNotFoundError:
             return b""
 
+    def forget_outputs(self, jobs: List[Job]) -> None:
+        """Removes what was kept of the outputs of jobs that are gone."""
+        for job in jobs:
+            for stream in ("out", "err"):
+                with contextlib.suppress(OSError):
+                    os.remove(self._output_file(job, stream))
+        for folder in {os.path.dirname(self._output_file(job, "out")) for job in jobs}:
+            with contextlib.suppress(OSError):  # unless others are left in it
+                os.rmdir(folder)
+
     def _output_file(self, job: Job, stream: str) -> str:
         # a thousand jobs a folder, and named by our own numbers alone: nothing a client sends becomes a path
         return os.path.join(self.output_path, f"{job.number // 1000:03d}", f"{job}.{stream}")
@@ -626,7 +652,17 @@ def _journal_entry(line: bytes) -> Optional[Dict[str, Any]]:
 
 
 def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    """Opens a file that is its owner's alone, also if it was there and was not; what `open` takes as its opener."""
+    file = os.open(path, flags | getattr(os, "O_BINARY", 0), 0o600)
+    if not WINDOWS:
+        with contextlib.suppress(OSError):  # a file system that knows no owners
+            os.fchmod(file, 0o600)
+    return file
+
+
+def _private_folder(path: str) -> None:
+    """Makes a folder that is its owner's alone; raises OSError."""
+    os.makedirs(path, mode=0o700, exist_ok=True)
 
 
 def _remove(path: str) -> None:
@@ -1175,10 +1211,7 @@ class Accounting:
     def __init__(self, folder: str, clock: Callable[[], float] = now):
         self.folder = folder
         self.clock = clock
-        try:
-            os.makedirs(folder, exist_ok=True)
-        except OSError as error:
-            raise JobrunnerError(f"cannot use {folder}: {os_words(error)}: choose another --accounting") from None
+        _accounting_folder(folder)
 
     def write(self, changes: Changes) -> None:
         """The lines of some changes; one write, since a thousand jobs may have changed at once."""
@@ -1193,6 +1226,14 @@ class Accounting:
                 file.write(tail_bytes("".join(lines)))
         except OSError as error:
             log.warning("accounting.failed file=%s lines=%d error=%r", path, len(lines), str(error))
+
+
+def _accounting_folder(path: str) -> None:
+    """Makes the folder; raises JobrunnerError."""
+    try:
+        _private_folder(path)
+    except OSError as error:
+        raise JobrunnerError(f"cannot use {path}: {os_words(error)}: choose another --accounting") from None
 
 
 def accounting_lines(old: Any, new: Any) -> Iterator[str]:
@@ -1279,6 +1320,110 @@ def _accounting_value(value: Any) -> str:
     return text if re.match(r"[^\s;\"\x00-\x1f]+\Z", text) else json.dumps(text, ensure_ascii=False)
 
 
+FORGET_SLICE = 400  # jobs that leave the queue at a time, so that nobody waits for it
+WHOLE_ARRAY = 5000  # subjobs that leave together; larger arrays leave in slices
+
+
+class Archive:
+    """Moves jobs that have been over for long out of the queue, into FOLDER/finished-YYYYMM.jsonl: a job a line, as
+    listings have it, with StdOutTail and StdErrTail where they were kept; the month is that of its end.
+
+    A job is on disk there before the journal says that it has left: whatever ends the server in between, the job is
+    in two places then, or twice in the file, and never in none.  An array leaves when all its subjobs may.
+
+    keep  s that jobs stay in the queue after their end
+    """
+
+    def __init__(self, queue: "Queue", folder: str, keep: float):
+        self.queue, self.folder, self.keep = queue, folder, keep
+        self.look_at = -1.0  # steady time of the next look for such jobs
+        self.leaving: Deque[List[Job]] = collections.deque()
+        _accounting_folder(folder)
+
+    def tick(self) -> None:
+        """Moves some of those that are due, if any; called once a second."""
+        if not self.leaving:
+            moment = self.queue.steady()
+            if moment < self.look_at:
+                return
+            self.look_at = moment + min(3600, max(1, self.keep / 24))
+            self.leaving.extend(self._due(self.queue.clock() - self.keep))
+        began = time.monotonic()
+        while self.leaving and time.monotonic() - began < 0.1:
+            try:
+                self._move(self.leaving.popleft())
+            except (OSError, DiskFailed) as error:
+                self.leaving.clear()
+                self.look_at = self.queue.steady() + 60
+                log.error("archive.failed folder=%s error=%r: the jobs stay in the queue, and it is tried again",
+                          self.folder, os_words(error) if isinstance(error, OSError) else str(error))  # fmt: skip
+
+    def _due(self, limit: float) -> List[List[Job]]:
+        """Those that ended before a moment, in slices; an array's stay together."""
+        old: List[Job] = []
+        arrays: Dict[int, List[Job]] = {}
+        staying = set()
+        for job in self.queue.picture():
+            due = job.state is State.FINISHED and job.end_time is not None and job.end_time < limit
+            if job.index is None:
+                old += [job] if due else []
+            elif due:
+                arrays.setdefault(job.number, []).append(job)
+            else:
+                staying.add(job.number)
+        slices = [old[at : at + FORGET_SLICE] for at in range(0, len(old), FORGET_SLICE)]
+        for jobs in [arrays[number] for number in arrays if number not in staying]:
+            step = len(jobs) if len(jobs) <= WHOLE_ARRAY else FORGET_SLICE
+            slices += [jobs[at : at + step] for at in range(0, len(jobs), step)]
+        return slices
+
+    def _move(self, jobs: List[Job]) -> None:
+        """Raises OSError, DiskFailed."""
+        store, months = self.queue.store, collections.defaultdict(list)
+        if jobs[0].index is not None and any(self.queue.jobs.get(job.id) is not job for job in jobs):
+            return  # one of them is to run again, so the array stays
+        for job in jobs:
+            record = job.public()
+            for key, stream in (("StdOutTail", "out"), ("StdErrTail", "err")):
+                tail = store.read_output(job, stream)
+                if tail:
+                    record[key] = tail.decode("utf-8", "surrogateescape")
+            months[time.strftime("%Y%m", time.localtime(job.end_time))].append(to_json(record) + b"\n")
+        for month, lines in months.items():
+            append_durably(os.path.join(self.folder, f"finished-{month}.jsonl"), b"".join(lines))
+        gone, batch = self.queue.forget(jobs)
+        store.wait(batch)
+        store.forget_outputs(gone)
+        log.info("archive.moved folder=%s jobs=%d", self.folder, len(gone))
+
+
+def append_durably(path: str, lines: bytes) -> None:
+    """Appends lines to a file, on disk, after whole ones only: half of one that was being written when the server ended
+    is cut off.  Raises OSError, and then nothing was appended."""
+    with open(path, "r+b" if os.path.exists(path) else "w+b", opener=_private) as file:
+        size = end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            start = max(0, end - 65536)
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                end = start + found + 1
+                break
+            end = start
+        if end < size:
+            file.truncate(end)
+        try:
+            file.seek(end)
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(end)
+            raise
+    _sync_folder(path)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The queue: the rules
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1291,6 +1436,7 @@ class Queue:
     node_timeout  s of silence after which a client of ours counts as down
     requeue_after s of silence after which its jobs are given to others; 0 = never
     offline_after jobs in a row that could not be started on a host, after which it is given no more; 0 = never
+    steady        a clock that nobody sets; a `clock` that is given has none beside it
     """
 
     def __init__(
@@ -1300,9 +1446,12 @@ class Queue:
         node_timeout: float = 300,
         requeue_after: float = 3600,
         offline_after: int = BAD_HOST,
+        steady: Optional[Callable[[], float]] = None,
     ):
         self.store = store
         self.clock = clock
+        self.steady = steady or (time.monotonic if clock is now else clock)
+        self.ahead = clock() - self.steady()  # what the one is ahead of the other, see `_mind_clock`
         self.node_timeout = node_timeout
         self.requeue_after = requeue_after
         self.offline_after = offline_after
@@ -1313,6 +1462,7 @@ class Queue:
         self.numbers: Dict[int, str] = {}  # Number to ID, of jobs that belong to no array
         self.next_number = 1
         self.nodes: Dict[Tuple[str, str], Node] = {}  # by host and the client's own id
+        self.lent: Dict[str, str] = {}  # {ID: name of the token} that original clients were given jobs with
         # Kept by `_put` alone:
         self.queues = {DEFAULT_QUEUE: NamedQueue(DEFAULT_QUEUE)}
         self.marks: Dict[str, Mark] = {}  # by host
@@ -1605,20 +1755,7 @@ class Queue:
             wish = wish._replace(wait=0)  # their acknowledgement is something to say
         deadline = time.monotonic() + wish.wait
         with self.lock:
-            node = self._node(wish.host, str(wish.info.get("Client") or ""), original=False)
-            new_session = node.is_new_session(wish.info)
-            node.describe(wish.info)
-            mine, signals = Poll(wish.number, wish.slots), []
-            mine.superseded = node.outdated(mine)
-            if not mine.superseded:
-                self._claim(node, wish, reports)
-            reported, taken = self._take_reports(reports)
-            if new_session:
-                self._forget_refusals(node)
-            if not mine.superseded:
-                signals = self._renew(node, wish.running, wish.seconds)
-                mine.slots -= self._settle_polls(node, wish)
-            node.polls.append(mine)
+            node, mine, signals, reported, taken = self._take_in(wish, reports)
             batch = self.store.unwritten()
         jobs: List[Job] = []
         first = True
@@ -1655,6 +1792,27 @@ class Queue:
         if reports:
             reply["Reported"] = reported
         return reply, batch
+
+    def _take_in(
+        self, wish: "Wish", reports: List[Report]
+    ) -> Tuple[Node, Poll, List[Dict[str, Any]], List[Dict[str, Any]], Optional[Batch]]:
+        """What a request says: (its client, itself, signals about leases it has no right to, answers to its reports, what
+        to wait for before they are given)."""
+        node = self._node(wish.host, str(wish.info.get("Client") or ""), original=False)
+        new_session = node.is_new_session(wish.info)
+        node.describe(wish.info)
+        mine, signals = Poll(wish.number, wish.slots), []
+        mine.superseded = node.outdated(mine)
+        if not mine.superseded:
+            self._claim(node, wish, reports)
+        reported, taken = self._take_reports(reports)
+        if new_session:
+            self._forget_refusals(node)
+        if not mine.superseded:
+            signals = self._renew(node, wish.running, wish.seconds)
+            mine.slots -= self._settle_polls(node, wish)
+        node.polls.append(mine)
+        return node, mine, signals, reported, taken
 
     def _pass_on(self, poll: Poll) -> None:
         """Whoever held this request open has hung up: the work it was woken for is another's."""
@@ -1795,6 +1953,7 @@ class Queue:
     def _lease(self, node: Node, poll: Poll, before: Optional[Batch] = None) -> Tuple[List[Job], Optional[Batch]]:
         """The next jobs that fit into a request's slots, leased to its node, and the batch to wait for: `before` if
         there is no job.  The caller holds the lock."""
+        self._mind_clock()
         leased: List[Job] = []
         changes = []
         moment, slots = self.clock(), poll.slots if node.host not in self.marks else 0
@@ -2090,9 +2249,11 @@ class Queue:
 
     # -- output that is followed while the job runs
 
-    def follow(self, name: str, after: Dict[str, int], wait: float) -> Tuple[Job, Dict[str, Tuple[int, bytes]]]:
-        """The job, and what it has printed from those bytes on, as soon as there is some, or it is over, or `wait` s have
-        passed; raises UnknownJob."""
+    def follow(
+        self, name: str, after: Dict[str, int], wait: float, run: int = 0
+    ) -> Tuple[Job, Dict[str, Tuple[int, bytes]]]:
+        """The job, and what it has printed from those bytes of run `run` on, or of another run from its beginning, as soon
+        as there is some, or the job is over, or `wait` s have passed; raises UnknownJob."""
         deadline = time.monotonic() + wait
         with self.lock:
             job = self._find(name)
@@ -2106,7 +2267,7 @@ class Queue:
         while True:
             job = self.jobs.get(job.id, job)
             with followed.news:
-                found = followed.read(job.lease, after)
+                found = followed.read(job.lease, after if run in (0, job.run_count) else {})
                 left = deadline - time.monotonic()
                 if found or left <= 0 or job.state is State.FINISHED or self.stopping:
                     return job, found
@@ -2526,8 +2687,10 @@ class Queue:
 
     def tick(self) -> None:
         """Everything that only time causes: leases that end, jobs whose start time has come, nodes that fall silent."""
-        moment, changes = self.clock(), []
+        changes: Changes = []
         with self.lock:
+            self._mind_clock()
+            moment = self.clock()
             due: Dict[str, None] = {}
             while self.alarms and self.alarms[0][0] <= moment:
                 due[heapq.heappop(self.alarms)[1]] = None
@@ -2554,6 +2717,28 @@ class Queue:
             if moment >= self.tidy_at:
                 self._tidy(moment)
         self.store.wait(batch)
+
+    def _mind_clock(self) -> None:
+        """If somebody has set the clock, what counts seconds from now on is set with it: no lease ends early for it, or
+        lives longer.  What people asked for by the clock stays as it is.  The caller holds the lock."""
+        ahead = self.clock() - self.steady()
+        jump, self.ahead = ahead - self.ahead, ahead
+        if abs(jump) <= CLOCK_JUMP:
+            return
+        log.warning("queue.clock seconds=%+.0f: the clock was set; leases go on as if it had not been", jump)
+        for job in [self.jobs[job_id] for ids in self.leased.values() for job_id in ids]:
+            if job.expiry is not None:
+                self._put(job, job.but(expiry=round(job.expiry + jump, 6)))
+        for job in [self.jobs[job_id] for job_id in {i for _, i in self.alarms} if job_id in self.jobs]:
+            start, latest = job.start_after or 0, self.clock() - jump + RETRY_LAST
+            if job.state is State.WAITING and job.retried and start <= latest:  # a pause of ours, before a retry
+                self._put(job, job.but(start_after=round(start + jump, 6)))
+        for node in self.nodes.values():
+            node.last_seen += jump
+        for end in self.ends:
+            end[0] += int(jump // 60)
+        self.tidy_at += jump
+        self.started += jump
 
     def _tidy(self, moment: float) -> None:
         """Once an hour: forgets heaps in which nothing waits any more, and clients that nobody has heard of for long."""
@@ -2596,6 +2781,39 @@ class Queue:
         if silent and not node.down:
             log.warning("node.down host=%s silent=%d", node.host, moment - node.last_seen)
         node.down = silent
+
+    # -- jobs that leave the queue
+
+    def forget(self, jobs: List[Job]) -> Tuple[List[Job], Optional[Batch]]:
+        """Takes finished jobs out, and arrays with their last subjob; what has changed meanwhile, or others wait for,
+        stays.  Returns those that went."""
+        with self.lock:
+            gone = [job for job in jobs if self.jobs.get(job.id) is job and not self._is_needed(job)]
+            if not gone:
+                return [], None
+            changes = self._forgotten(gone)
+            batch = self._commit({"Forget": [job.id for job in gone]}, changes)
+        return gone, batch
+
+    def _is_needed(self, job: Job) -> bool:
+        """True of a job that is not over, and of one that others wait for."""
+        names = (str(job), f"{job.number}[]") if job.index is not None else (str(job),)
+        return job.state is not State.FINISHED or any(name in self.awaited for name in names)
+
+    def _forgotten(self, jobs: List[Job]) -> Changes:
+        changes: Changes = [(job, None) for job in jobs]
+        for number, count in collections.Counter(job.number for job in jobs if job.index is not None).items():
+            if count == len(self.arrays[number].members):
+                changes.append((self.arrays[number].spec, None))
+        for job in jobs:
+            self.lent.pop(job.id, None)
+        return changes
+
+    def _replay_forget(self, ids: List[str]) -> None:
+        jobs = [self.jobs[job_id] for job_id in ids]
+        for old, new in self._forgotten(jobs):
+            self._put(old, new)
+        self.store.forget_outputs(jobs)
 
     # -- the pictures people ask for
 
@@ -2781,6 +2999,7 @@ class Queue:
     # -- under the lock: nodes, and how a job changes
 
     def _node(self, host: str, client: str, original: bool) -> Node:
+        self._mind_clock()
         node = self.nodes.get((host, client))
         if node is None:
             node = self.nodes[host, client] = Node(host, client, original)
@@ -3100,6 +3319,7 @@ _REPLAYED: Dict[str, Callable[[Queue, Any], Any]] = {
     "Arrays": Queue._replay_arrays,
     "Limits": Queue._replay_limits,
     "Put": Queue._replay_put,
+    "Forget": Queue._replay_forget,
     "Sample": Queue._replay_sample,
 }
 
@@ -3341,6 +3561,22 @@ def _poll_wish(request: Any) -> Wish:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class Caller(NamedTuple):
+    """Who asks: the role and the name of a token; the name is "" where there are no tokens."""
+
+    role: str
+    name: str
+
+
+EVERYBODY = Caller("submit", "")
+
+
+class Forbidden(JobrunnerError):
+    """The token is right, but not for this."""
+
+    status = 403
+
+
 class Request(NamedTuple):
     """What a route gets to see of an HTTP request."""
 
@@ -3350,6 +3586,7 @@ class Request(NamedTuple):
     alive: Callable[[], bool]
     local: bool  # it comes from this machine
     stop: Callable[[], None]  # ends the server
+    caller: Caller = EVERYBODY
 
 
 class Answer(NamedTuple):
@@ -3415,16 +3652,37 @@ def get_request(queue: Queue, request: Request) -> Answer:
     job, batch = queue.lease(request.query.get("hostname") or UNKNOWN_HOST)
     if job is None:
         return NOTHING
+    if request.caller.name:
+        queue.lent[job.id] = request.caller.name
     return _json({"ID": job.id, "Params": job.params, "Runtime": job.runtime}, batch)
 
 
 def post_request(queue: Queue, request: Request) -> Answer:
-    return _json(*queue.poll(_body(request), request.alive))
+    body = _body(request)
+    _check_leases(request, body.get("Reports") if isinstance(body, dict) else None)
+    return _json(*queue.poll(body, request.alive))
+
+
+def _check_leases(request: Request, reports: Any) -> None:
+    """An agent's token is good for the runs it was given: it must know their leases.  Raises Forbidden."""
+    if request.caller.role == "agent" and isinstance(reports, list):
+        known = [report for report in reports if isinstance(report, dict) and "ID" in report]
+        if not all(report.get("Lease") for report in known):
+            raise Forbidden("a report needs the Lease of its run: send the one that /request gave with the job")
+
+
+def _is_lent(queue: Queue, request: Request, job_id: str) -> bool:
+    """False if an original client's job is reported with another agent's token than the one it was given to.  (What was
+    given out before a restart is not known any more, and counts as the reporter's.)"""
+    name = request.caller.name
+    return request.caller.role != "agent" or queue.lent.get(job_id, name) == name
 
 
 def _get_report(kind: str) -> Callable[[Queue, Request], Answer]:
     def report(queue: Queue, request: Request) -> Answer:
         job_id = _id_of(_configuration(request))
+        if not _is_lent(queue, request, job_id):
+            return EMPTY
         _, batch = queue.report([{"ID": job_id, "Hostname": request.query.get("hostname")}], kind)
         return EMPTY._replace(batch=batch)
 
@@ -3432,7 +3690,12 @@ def _get_report(kind: str) -> Callable[[Queue, Request], Answer]:
 
 
 def _post_report(kind: str) -> Callable[[Queue, Request], Answer]:
-    return lambda queue, request: _json(*queue.report(_body_list(request), kind))
+    def report(queue: Queue, request: Request) -> Answer:
+        reports = _body_list(request)
+        _check_leases(request, reports)
+        return _json(*queue.report(reports, kind))
+
+    return report
 
 
 def _id_of(configuration: Any) -> str:
@@ -3451,16 +3714,20 @@ def get_usage(queue: Queue, request: Request) -> Answer:
     if not all(re.match(r"[+-]?\d{1,18}\Z", word, re.ASCII) for word in words):
         raise BadRequest("cpu (percent of one core x 100) and mem (bytes) must be whole numbers")
     sample = {"ID": job_id, "CPU": int(words[0]), "Mem": int(words[1]), "Hostname": request.query.get("hostname")}
+    if not _is_lent(queue, request, job_id):
+        return EMPTY
     _, batch = queue.sample([sample])
     return EMPTY._replace(batch=batch)
 
 
 def post_usage(queue: Queue, request: Request) -> Answer:
-    return _json(*queue.sample(_body_list(request)))
+    samples = _body_list(request)
+    _check_leases(request, samples)
+    return _json(*queue.sample(samples))
 
 
 def get_status(queue: Queue, request: Request) -> Answer:
-    return _json(queue.status())
+    return _json({**queue.status(), "Tokens": bool(request.caller.name)})
 
 
 def get_nodes(queue: Queue, request: Request) -> Answer:
@@ -3497,8 +3764,8 @@ def get_output(queue: Queue, request: Request) -> Answer:
 
 
 def _followed_output(queue: Queue, request: Request) -> Answer:
-    out, err, wait = (_whole(request.query, key, 0) for key in ("out", "err", "wait"))
-    job, found = queue.follow(request.query.get("id", ""), {"StdOut": out, "StdErr": err}, min(wait, LONGEST_POLL))
+    out, err, wait, run = (_whole(request.query, key, 0) for key in ("out", "err", "wait", "run"))
+    job, found = queue.follow(request.query.get("id", ""), {"StdOut": out, "StdErr": err}, min(wait, LONGEST_POLL), run)
     pieces = {key: {"At": at, "Text": as_text(data), "Next": at + len(data)} for key, (at, data) in found.items()}
     return _json(
         {**_output_of(job), "Run": job.run_count, "Original": job.state is State.RUNNING and not job.lease, **pieces}
@@ -3663,7 +3930,8 @@ def _job_list(queue: Queue, jobs: List[Job], total: int, fields: Optional[List[s
 
 
 class Route(NamedTuple):
-    """What a URL does: the role it will need, and what answers GET and POST."""
+    """What a URL does: the role it needs (see ROLES; "any" is any token), and what answers GET and POST.  Whatever is
+    neither "view" nor "any" changes things, and is kept from other sites' pages."""
 
     role: str
     get: Optional[Callable[[Queue, Request], Answer]] = None
@@ -3687,7 +3955,7 @@ ROUTES = {
     # for our clients
     "/stream": Route("agent", post=post_stream),
     # for people and scripts
-    "/status": Route("view", get_status),
+    "/status": Route("any", get_status),
     "/jobs": Route("view", get_jobs),
     "/job": Route("view", get_job),
     "/nodes": Route("view", get_nodes),
@@ -3719,14 +3987,301 @@ def answer(queue: Queue, path: str, request: Request) -> Answer:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Access: tokens and their roles, and what browsers are kept from
+# ---------------------------------------------------------------------------------------------------------------------
+
+TOKEN_FILE = "jobrunner.tokens"  # in the database's folder
+# What the roles may ask for: the routes of these roles.
+ROLES = {
+    "view": frozenset(("view", "any")),
+    "agent": frozenset(("agent", "any")),
+    "submit": frozenset(("view", "agent", "submit", "any")),
+}
+FREE_FAILURES = 10  # refused requests of one address before each further one is answered late
+LATE = 1.5  # s that then is
+FORGIVEN = 600  # s after which an address's failures are forgotten
+MOST_ADDRESSES = 4096  # whose failures are counted; more than those, and the oldest are forgotten
+
+
+class Tokens:
+    """The tokens that let people and clients in, hashed in a file; without the file everybody may do everything.
+
+    A file that changes is read again, see `refresh`.  One that is damaged or gone then counts for nothing, and what it
+    held last goes on: a mistake in it neither opens the server nor locks everybody out.
+    """
+
+    def __init__(self, path: str, needed: bool = False):
+        self.path = path
+        self.known: Optional[List[Tuple[str, Caller]]] = None  # (SHA-256 of the token in hex, whose it is)
+        self._stamp = _stamp(path)
+        if self._stamp or needed:
+            self.known = read_tokens(path)
+
+    def refresh(self) -> None:
+        """Reads the file again if it is another one than before; called once a second."""
+        stamp = _stamp(self.path)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self.known = read_tokens(self.path)
+            log.info("access.tokens file=%s tokens=%d: read again", self.path, len(self.known))
+        except JobrunnerError as error:
+            log.error("access.tokens error=%r: the tokens known before stay as they are", str(error))
+
+    def caller(self, headers: Dict[bytes, bytes]) -> Optional[Caller]:
+        """Whose token a request has; None: no right one."""
+        if self.known is None:
+            return EVERYBODY
+        token = _token_sent(headers.get(b"authorization", b""))
+        digest, found = hashlib.sha256(token).hexdigest(), None
+        for known, caller in self.known:  # all of them, whichever it is: the time taken tells nothing
+            if hmac.compare_digest(known, digest):
+                found = caller
+        return found if token else None
+
+
+def _token_sent(value: bytes) -> bytes:
+    """The token in `Bearer TOKEN`, or in Basic as the password; b"" if there is none."""
+    scheme, _, rest = value.partition(b" ")
+    rest = rest.strip()
+    if scheme.lower() == b"bearer":
+        return rest
+    if scheme.lower() != b"basic":
+        return b""
+    try:
+        return base64.b64decode(rest, validate=True).partition(b":")[2]
+    except ValueError:
+        return b""
+
+
+def _stamp(*paths: str) -> Any:
+    """What changes when a file does; None while one of them is not there."""
+    try:
+        return [(about.st_mtime_ns, about.st_size, about.st_ino) for about in map(os.stat, paths)]
+    except OSError:
+        return None
+
+
+def read_tokens(path: str) -> List[Tuple[str, Caller]]:
+    """The tokens in a file; raises JobrunnerError with the line at fault."""
+    value, found = _token_records(path), []
+    for place, record in enumerate(value["Tokens"]):
+        words = [record.get(key) for key in ("Name", "Role")] if isinstance(record, dict) else [None, None]
+        if not all(isinstance(word, str) and word for word in words) or words[1] not in ROLES:
+            raise JobrunnerError(
+                f"{path}: token {place + 1} needs a Name, and a Role that is one of {', '.join(ROLES)}"
+            )
+        digest, plain = record.get("Sha256"), record.get("Token")
+        if isinstance(plain, str) and plain.isascii() and plain and digest is None:
+            digest = hashlib.sha256(plain.encode()).hexdigest()
+        if not isinstance(digest, str) or not re.match(r"[0-9a-fA-F]{64}\Z", digest):
+            raise JobrunnerError(f"{path}: token {words[0]} needs Sha256, 64 hexadecimal digits (or Token, in ASCII)")
+        found.append((digest.lower(), Caller(words[1], words[0])))
+    return found
+
+
+def _token_records(path: str) -> Dict[str, Any]:
+    try:
+        value = json.loads(jobrunner.read_file(path).decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise JobrunnerError(f"{path} line {error.lineno} column {error.colno}: {error.msg}: mend it") from None
+    except (ValueError, RecursionError):
+        raise JobrunnerError(f"{path} is no JSON: mend it, or make another with --make-tokens") from None
+    if not isinstance(value, dict) or not isinstance(value.get("Tokens"), list):
+        raise JobrunnerError(f'{path} line 1: it must hold {{"Tokens": [...]}}: mend it, or make another')
+    return value
+
+
+def make_tokens(path: str) -> List[Tuple[str, str]]:
+    """Writes a file with one token a role; (role, token) of each.  Raises JobrunnerError if there is one already."""
+    made = [(role, new_token()) for role in ROLES]
+    records = [_token_record(role, role, token) for role, token in made]
+    try:
+        with open(path, "xb", opener=_private) as file:
+            file.write(_token_text({"Tokens": records}))
+    except FileExistsError:
+        raise JobrunnerError(f"{path} is there already, and is not overwritten: --add-token adds to it") from None
+    except OSError as error:
+        raise JobrunnerError(f"cannot write {path}: {os_words(error)}: choose another --token-file") from None
+    return made
+
+
+def add_token(path: str, role: str, name: str) -> str:
+    """One more token in a file, which is made if need be; raises JobrunnerError."""
+    if role not in ROLES or not name:
+        raise JobrunnerError(f"say --add-token ROLE:NAME; the roles are {', '.join(ROLES)}")
+    value = _token_records(path) if os.path.exists(path) else {"Tokens": []}
+    if any(isinstance(record, dict) and record.get("Name") == name for record in value["Tokens"]):
+        raise JobrunnerError(f"{path} has a token named {name}: choose another name, or take that one out first")
+    token = new_token()
+    value["Tokens"].append(_token_record(name, role, token))
+    try:
+        with open(path + ".new", "wb", opener=_private) as file:
+            file.write(_token_text(value))
+            file.flush()
+            os.fsync(file.fileno())
+        jobrunner.replace_file(path + ".new", path)
+    except OSError as error:
+        raise JobrunnerError(f"cannot write {path}: {os_words(error)}: choose another --token-file") from None
+    return token
+
+
+def new_token() -> str:
+    return "jr_" + secrets.token_urlsafe(32)
+
+
+def _token_record(name: str, role: str, token: str) -> Dict[str, str]:
+    return {"Name": name, "Role": role, "Sha256": hashlib.sha256(token.encode()).hexdigest()}
+
+
+def _token_text(value: Dict[str, Any]) -> bytes:
+    return json.dumps(value, indent=1).encode() + b"\n"
+
+
+class Failures:
+    """Requests that were refused for want of a right token, by address: who has many waits, and one line a minute."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self.clock = clock
+        self._mutex = threading.Lock()
+        # {address: [failures, the latest, those not logged yet, when a line was logged]}, latest last
+        self._known: Dict[Any, List[Any]] = collections.OrderedDict()
+
+    def count(self, address: str) -> float:
+        """Counts one more; the s that its answer is to wait."""
+        key, moment = _neighbourhood(address), self.clock()
+        with self._mutex:
+            about = self._known.pop(key, None)
+            if about is None or moment - about[1] > FORGIVEN:
+                about = [0, moment, 0, moment - 61]
+            self._known[key] = about
+            while len(self._known) > MOST_ADDRESSES:
+                del self._known[next(iter(self._known))]
+            about[:3] = about[0] + 1, moment, about[2] + 1
+            self._tell(address, about, moment)
+            return LATE if about[0] > FREE_FAILURES else 0
+
+    def tell(self) -> None:
+        """The lines that are due; called once a second."""
+        moment = self.clock()
+        with self._mutex:
+            for key, about in list(self._known.items()):
+                self._tell(key, about, moment)
+                if moment - about[1] > FORGIVEN:
+                    del self._known[key]
+
+    @staticmethod
+    def _tell(address: Any, about: List[Any], moment: float) -> None:
+        if about[2] and moment - about[3] > 60:
+            log.warning("access.refused address=%s requests=%d: no right token came with them", address, about[2])
+            about[2:] = 0, moment
+
+
+def _neighbourhood(address: str) -> str:
+    """What counts as one address: of IPv6, the 64 bits that one owner has at least."""
+    if ":" not in address or address.startswith("::ffff:"):
+        return address
+    try:
+        packed = socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
+    except OSError:
+        return address
+    return socket.inet_ntop(socket.AF_INET6, packed[:8] + bytes(8)) + "/64"
+
+
+class Gate:
+    """Decides, from the head of a request alone, whether it is let in: before a byte of its body is read."""
+
+    def __init__(self, tokens: Tokens, hosts: List[str], scheme: str = "http"):
+        self.tokens = tokens
+        self.failures = Failures()
+        name = socket.gethostname().lower()
+        self.hosts = frozenset(["localhost", name, name.partition(".")[0]] + [host.lower() for host in hosts])
+        self.scheme = scheme.encode()
+
+    def admit(self, head: "Head") -> Union[Caller, Answer]:
+        """Who asks, or what is answered instead."""
+        path, headers = head.target.partition("?")[0], head.headers
+        route = ROUTES.get(path)
+        if _is_browsers(headers):
+            words = self._browser_words(headers, route)
+            if words:
+                return _error(403, words)
+        caller = self.tokens.caller(headers)
+        if caller is None:
+            return NO_TOKEN
+        if route and route.role not in ROLES[caller.role]:
+            return _error(
+                403, f"a token with the role {caller.role} is not for {path}: use one that is for {route.role}"
+            )
+        return caller
+
+    def _browser_words(self, headers: Dict[bytes, bytes], route: Optional["Route"]) -> str:
+        """Why a browser's request is refused; "" if it is not.
+
+        A page of another site can make its reader's browser ask us, with the token the browser has kept: what changes
+        anything is only taken from our own pages.  And a name of its own can be made to mean our address: then the
+        page is no other site's to the browser, but Host still has that name.
+        """
+        host = headers.get(b"host", b"")
+        if not self._is_ours(host.decode("latin-1").lower()):
+            return "this server does not go by that name for browsers: use its address, or start it with --allowed-host"
+        if route is None or route.role in ("view", "any"):
+            return ""
+        origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site", b"none")
+        own = self.scheme + b"://" + host.lower()
+        if (origin is not None and origin.lower() != own) or site.lower() not in (b"none", b"same-origin"):
+            return "a page of another site asks for that: only this server's own pages and programs may"
+        return ""
+
+    def _is_ours(self, host: str) -> bool:
+        """True of an address, and of a name that is ours, with a port or without."""
+        name = re.sub(r":\d*\Z", "", host)
+        if name.startswith("[") and name.endswith("]"):
+            return _is_address(socket.AF_INET6, name[1:-1])
+        return name.rstrip(".") in self.hosts or _is_address(socket.AF_INET, name)
+
+
+NO_TOKEN = _error(
+    401,
+    "a token is needed: send it as Authorization: Bearer, or as the password of Basic",
+    b'WWW-Authenticate: Basic realm="jobrunner"\r\n',
+)
+_BROWSERS_HEADERS = frozenset((b"origin", b"referer", b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest"))
+
+
+def _is_browsers(headers: Dict[bytes, bytes]) -> bool:
+    agent = headers.get(b"user-agent")
+    return not _BROWSERS_HEADERS.isdisjoint(headers) or (agent is not None and agent.startswith(b"Mozilla/"))
+
+
+def _is_address(family: int, text: str) -> bool:
+    try:
+        socket.inet_pton(family, text)
+        return True
+    except (OSError, ValueError):
+        return False
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # HTTP
 # ---------------------------------------------------------------------------------------------------------------------
 
 MAX_LINE = 1 << 20  # bytes of a request line: /add carries the whole job in it
 MAX_HEADERS = 100
+MAX_HEADER_LINE = 65536
 IDLE = 120  # s a connection is kept open without a request
+HEAD_TIME = 20  # s that the head of a request may take from its first byte on
+BODY_TIME = 30  # s that a body may take; a large one as long as it takes at
+SLOWEST = 10000  # bytes/s
+ANSWER_TIME = 60  # s that the other side may leave an answer unread; a large one see SLOWEST
+HANDSHAKE_TIME = 10  # s that setting up TLS may take
+LINGER_TIME, LINGER_BYTES = 5, 16 << 20  # what is still read of a request that was refused
+FEW_FILES = 256  # open files that are not connections, at most
 _STATUS_LINES = {s.value: b"HTTP/1.1 %d %b\r\n" % (s.value, s.phrase.encode()) for s in HTTPStatus}
-_SERVER = b"Server: jobrunner/%b\r\n" % VERSION.encode()
+# Of all answers: a browser must not take one for a script or a page, keep it, or show it to another site.
+_GUARDS = b"X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\nCross-Origin-Resource-Policy: same-origin\r\n"
+_SERVER = b"Server: jobrunner/%b\r\n" % VERSION.encode() + _GUARDS
 
 
 class BadHttp(JobrunnerError):
@@ -3742,33 +4297,101 @@ class Head(NamedTuple):
 
     method: str
     target: str
-    headers: Dict[bytes, bytes]  # names in lower case
+    headers: Dict[bytes, bytes]  # names in lower case; several heads may share it
     keep: bool  # the connection is to be kept open
     chunks: bool  # it understands an answer in chunks
 
 
+# Strict, because a proxy before us may understand a crooked head in another way, and let through what it must not.
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~\w-]+) ([!-~\x80-\xff]+) HTTP/1\.(\d)\r\n").fullmatch
+_HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~\w-]+):[ \t]*([\t -~\x80-\xff]*)").fullmatch
+_ABSOLUTE = re.compile(r"https?://([^/?#]*)", re.IGNORECASE).match  # as sent to proxies
+_ONCE = frozenset((b"content-length", b"transfer-encoding", b"host", b"authorization"))
+
+
 def read_head(readline: Callable[[int], bytes]) -> Optional[Head]:
     """The head that comes next; None when the other side has closed; raises BadHttp."""
-    line = readline(MAX_LINE + 1)
-    if not line:
+    first = readline(MAX_LINE + 1)
+    if not first:
         return None
-    if len(line) > MAX_LINE:
+    if len(first) > MAX_LINE:
         raise BadHttp(414, f"the URL is over {MAX_LINE} bytes: send the job as the body of a POST")
-    words = line.split()
-    if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
-        raise BadHttp(400, "this is not HTTP: the request must begin with METHOD /path HTTP/1.1")
-    headers: Dict[bytes, bytes] = {}
+    if not _REQUEST_LINE(first):  # before the rest is waited for
+        raise BadHttp(
+            400, "this is not HTTP: the request must begin with METHOD /path HTTP/1.1, its lines ending in CRLF"
+        )
+    lines: List[bytes] = []
     while True:
-        line = readline(65537)
-        if line in (b"\r\n", b"\n"):
-            break
-        name, colon, value = line.partition(b":")
-        if not colon or len(line) > 65536 or len(headers) >= MAX_HEADERS:
-            raise BadHttp(431 if colon else 400, "a header line is too long, one too many, or has no colon")
-        headers[name.lower()] = value.strip()
-    modern = words[2] != b"HTTP/1.0"
-    keep = modern and headers.get(b"connection", b"").lower() != b"close"
-    return Head(words[0].decode("latin-1"), words[1].decode("latin-1"), headers, keep, modern)
+        line = readline(MAX_HEADER_LINE + 1)
+        if line == b"\r\n":
+            return parse_head(first, b"".join(lines))
+        if len(line) > MAX_HEADER_LINE or len(lines) >= MAX_HEADERS:
+            raise BadHttp(
+                431, f"a header line is over {MAX_HEADER_LINE} bytes, or there are over {MAX_HEADERS} of them"
+            )
+        if not line.endswith(b"\r\n"):
+            raise BadHttp(400, "a header line does not end in CRLF")
+        lines.append(line)
+
+
+def parse_head(first: bytes, block: bytes) -> Head:
+    """The head of a request line and the lines after it, without the empty one; raises BadHttp."""
+    words = _REQUEST_LINE(first)
+    if not words:
+        raise BadHttp(
+            400, "this is not HTTP: the request must begin with METHOD /path HTTP/1.1, its lines ending in CRLF"
+        )
+    headers, closes = (_headers if len(block) < 2048 else _headers.__wrapped__)(block)
+    target, modern = words[2].decode("latin-1"), words[3] != b"0"
+    if not target.startswith("/"):
+        absolute = _ABSOLUTE(target)
+        if not absolute:
+            raise BadHttp(400, "the URL must begin with a slash")
+        headers = {**headers, b"host": absolute[1].encode("latin-1")}
+        target = "/" + target[absolute.end() :].lstrip("/")
+    return Head(words[1].decode("latin-1"), target, headers, modern and not closes, modern)
+
+
+@functools.lru_cache(maxsize=512)  # a client sends the same ones with each request
+def _headers(block: bytes) -> Tuple[Dict[bytes, bytes], bool]:
+    """{name: value} of header lines, and whether they say `Connection: close`; raises BadHttp."""
+    headers: Dict[bytes, bytes] = {}
+    for line in block.split(b"\r\n")[:-1]:
+        words = _HEADER_LINE(line)
+        if not words:
+            raise BadHttp(400, "a header line is not Name: value, or holds a character that must not be there")
+        name, value = words[1].lower(), words[2].rstrip(b" \t")
+        if name in headers:
+            if name in _ONCE:
+                raise BadHttp(400, f"there are two header lines of {name.decode()}: send one")
+            value = headers[name] + b", " + value
+        headers[name] = value
+    length = headers.get(b"content-length")
+    if b"transfer-encoding" in headers and length is not None:
+        raise BadHttp(400, "there are Content-Length and Transfer-Encoding: send Content-Length alone")
+    if length is not None and not (length.isdigit() and len(length) <= 18):
+        raise BadHttp(400, "Content-Length is not a number of bytes")
+    closes = any(word.strip() == b"close" for word in headers.get(b"connection", b"").lower().split(b","))
+    return headers, closes
+
+
+class Peer:
+    """A connection, as `Watch` sees it.
+
+    until  monotonic time at which it is closed if nothing has happened by then
+    """
+
+    __slots__ = ("connection", "until")
+
+    def __init__(self, connection: socket.socket, until: float):
+        self.connection = connection
+        self.until = until
+
+    def may_take(self, seconds: float) -> None:
+        self.until = time.monotonic() + seconds
+
+
+FOR_EVER = float("inf")
 
 
 class _Rest(io.RawIOBase):
@@ -3801,106 +4424,145 @@ class Handler(BaseHTTPRequestHandler):
         unsent, first = b"", b""
         if self.server.front:
             unsent, first = self.server.front.handed_over.pop(self.connection)
-        self.rfile = io.BufferedReader(_Rest(first, self.connection))
-        if WINDOWS:
-            self.connection.settimeout(IDLE)
-        else:
-            # Time-outs by the kernel: Python's own cost another system call, poll, before each read and write.
-            limit = struct.pack("ll", IDLE, 0)
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        self.rest = _Rest(first, self.connection)
+        self.rfile = io.BufferedReader(self.rest)
+        self.peer = self.server.peers.get(self.connection) or Peer(self.connection, FOR_EVER)
+        self.connection.settimeout(None)  # `Watch` ends what takes too long: Python's time-outs cost a system call each
         self.unsent = unsent
 
     def handle(self) -> None:
         try:
             if self.unsent:
+                self.peer.may_take(ANSWER_TIME)
                 self.connection.sendall(self.unsent)
             while self._one_request():
                 pass
-        except (ConnectionError, socket.timeout, TimeoutError, BlockingIOError):
+        except OSError:
             pass  # it hung up, or fell silent: nothing was half done, since answers are written when all is
 
     def _one_request(self) -> bool:
         """Reads one request and answers it; False: the connection is to be closed."""
+        self.peer.may_take(IDLE)
+        if not self.rfile.peek(1):
+            return False
+        self.peer.may_take(HEAD_TIME)
         try:
             head = read_head(self.rfile.readline)
             if head is None:
                 return False
-            body, keep = self._read_body(head.headers), head.keep
+            reply, keep = self._reply(head)
         except BadHttp as error:
             reply, keep, head = _error(error.status, str(error)), False, None
-        else:
-            reply = self.server.answer(head, body, self.client_address, self._alive)
         if head and head.method == "HEAD":
             reply = reply._replace(body=b"")  # no URL takes it; and an answer to it has no body
         if not isinstance(reply.body, bytes):
-            keep = keep and head.chunks
+            keep = keep and bool(head and head.chunks)
         self._send(written(self.server.queue, reply), keep, bool(head and head.chunks))
         if not keep:
             self._linger()
         return keep
 
-    def _read_body(self, headers: Dict[bytes, bytes]) -> bytes:
+    def _reply(self, head: Head) -> Tuple[Answer, bool]:
+        """The answer to a request whose head has come, and whether the connection can be kept; raises BadHttp."""
+        size, caller = self._body_size(head.headers), self.server.gate.admit(head)
+        if isinstance(caller, Answer):
+            self.peer.until = FOR_EVER
+            if caller.status == 401:
+                time.sleep(self.server.gate.failures.count(self.client_address[0]))
+            return caller, head.keep and not size  # its body is not read
+        body = self._read_body(size, head.headers) if size else b""
+        self.peer.until = FOR_EVER  # the server may hold a request open
+        return self.server.answer(head, body, self.client_address, self._alive, caller), head.keep
+
+    def _body_size(self, headers: Dict[bytes, bytes]) -> int:
         if b"transfer-encoding" in headers:
             raise BadHttp(411, "send the body with a Content-Length, not in chunks")
-        length = headers.get(b"content-length", b"0")
-        if not length.isdigit():
-            raise BadHttp(400, "Content-Length is not a number")
-        size = int(length[:20])
+        size = int(headers.get(b"content-length", b"0"))
         if size > self.server.max_body:
             raise BadHttp(
                 413, f"the body is over {self.server.max_body} bytes: send fewer jobs at a time, or raise --max-body"
             )
-        if size and headers.get(b"expect", b"").lower() == b"100-continue":
+        return size
+
+    def _read_body(self, size: int, headers: Dict[bytes, bytes]) -> bytes:
+        self.peer.may_take(max(BODY_TIME, size / SLOWEST))
+        if headers.get(b"expect", b"").lower() == b"100-continue":
             self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        body = self.rfile.read(size) if size else b""
+        body = self.rfile.read(size)
         if len(body) < size:
             raise ConnectionResetError("it hung up before the body was whole")
         return body
 
     def _send(self, reply: Answer, keep: bool, chunks: bool) -> None:
         if isinstance(reply.body, bytes):
-            self.connection.sendall(whole_answer(reply, keep))
+            self._write(whole_answer(reply, keep))
         elif chunks:
             self._stream(_head(reply, keep), reply.body)
         else:  # HTTP/1.0: the body ends with the connection
-            self.connection.sendall(_head(reply, keep) + b"\r\n")
+            self._write(_head(reply, keep) + b"\r\n")
             for piece in reply.body:
-                self.connection.sendall(piece)
+                self._write(piece)
 
     def _stream(self, head: bytes, pieces: Iterator[bytes]) -> None:
-        self.connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n")
+        self._write(head + b"Transfer-Encoding: chunked\r\n\r\n")
         buffered: List[bytes] = []
         size = 0
         for piece in pieces:
             buffered.append(piece)
             size += len(piece)
             if size > 65536:
-                self.connection.sendall(b"%x\r\n" % size + b"".join(buffered) + b"\r\n")
+                self._write(b"%x\r\n" % size + b"".join(buffered) + b"\r\n")
                 buffered, size = [], 0
         data = b"".join(buffered)
-        self.connection.sendall((b"%x\r\n%b\r\n" % (size, data) if size else b"") + b"0\r\n\r\n")
+        self._write((b"%x\r\n%b\r\n" % (size, data) if size else b"") + b"0\r\n\r\n")
+
+    def _write(self, data: bytes) -> None:
+        self.peer.may_take(max(ANSWER_TIME, len(data) / SLOWEST))
+        self.connection.sendall(data)
+        self.peer.until = FOR_EVER
 
     def _alive(self) -> bool:
         """False if the other side has hung up, which is noticed only by looking."""
         try:
+            if self.server.tls:
+                return self._alive_in_tls()
             return not _readable(self.connection) or bool(self.connection.recv(1, socket.MSG_PEEK))
         except OSError:
             return False
 
+    def _alive_in_tls(self) -> bool:
+        """There is no peeking into TLS: what comes is kept for the next request."""
+        if self.rest.first or not (self.connection.pending() or _readable(self.connection)):
+            return True
+        self.connection.setblocking(False)
+        try:
+            self.rest.first = self.connection.recv(65536)
+            return bool(self.rest.first)
+        except self.server.tls.not_yet:
+            return True
+        finally:
+            self.connection.setblocking(True)
+
     def _linger(self) -> None:
         """Reads on for a moment before closing: closed at once, with something unread, the system would throw away
         the answer that is still on its way."""
+        self.peer.may_take(LINGER_TIME)
         self.connection.settimeout(2)
-        self.connection.shutdown(socket.SHUT_WR)
-        for _ in range(64):
-            if not self.connection.recv(65536):
+        if self.server.tls:
+            self.connection.unwrap()
+        socket.socket.shutdown(self.connection, socket.SHUT_WR)
+        left = LINGER_BYTES
+        while left > 0:
+            piece = self.connection.recv(65536)
+            if not piece:
                 break
+            left -= len(piece)
 
 
 class Front(threading.Thread):
     """One thread for all connections that send nothing but small GETs which need no waiting: the original's clients and
-    scripts.  Whatever else comes first on a connection, it goes to a thread of its own, for good.
+    scripts.  Whatever else comes first on a connection, it goes to a thread of its own, for good; so does whoever is
+    not let in, since that may have to wait.
 
     Threads that take turns at the interpreter's lock for each such request cost more than the request; here, requests
     that come together are read one after the other and then written to disk and answered together.
@@ -3954,17 +4616,19 @@ class Front(threading.Thread):
             self.server.shutdown_request(connection)
             return None
         head = self._simple(came)
-        if head is None:
+        caller = self.server.gate.admit(head) if head else None
+        if head is None or not isinstance(caller, Caller):
             self._hand_over(connection, b"", came)
             return None
-        return self.server.answer(head, b"", about[0], lambda: True)
+        return self.server.answer(head, b"", about[0], lambda: True, caller)
 
     def _simple(self, came: bytes) -> Optional[Head]:
         """The head of what came, if that is one whole GET that can be answered here."""
-        if not came.startswith(b"GET /") or came.find(b"\r\n\r\n") != len(came) - 4:
+        if not came.startswith(b"GET /") or came.find(b"\r\n\r\n") != len(came) - 4 or came.count(b"\n") > MAX_HEADERS:
             return None
+        at = came.index(b"\n") + 1
         try:
-            head = read_head(io.BytesIO(came).readline)
+            head = parse_head(came[:at], came[at:-2])
         except BadHttp:
             return None
         if head.target.partition("?")[0] not in self.PATHS or not head.keep:
@@ -3986,12 +4650,8 @@ class Front(threading.Thread):
         """Gives a connection a thread of its own."""
         address = self._let_go(connection)
         self.handed_over[connection] = (unsent, came)
-        try:
-            ThreadingHTTPServer.process_request(self.server, connection, address)
-        except RuntimeError as error:  # no thread is to be had
-            log.error("http.thread error=%r", str(error))
+        if not self.server.start_thread(connection, address):
             del self.handed_over[connection]
-            self.server.shutdown_request(connection)
 
     def _let_go(self, connection: Any) -> Any:
         self.selector.unregister(connection)
@@ -4003,6 +4663,118 @@ class Front(threading.Thread):
             if about[1] < moment:
                 self._let_go(connection)
                 self.server.shutdown_request(connection)
+
+
+class Watch(threading.Thread):
+    """Once a second: closes the connections that take too long for what they are about, and looks whether the files of
+    tokens and certificates have changed."""
+
+    def __init__(self, server: "Server"):
+        super().__init__(daemon=True)
+        self.server = server
+        self.turned_away: Deque[Tuple[float, socket.socket]] = collections.deque()
+
+    def run(self) -> None:
+        while not self.server.stop.wait(1):
+            try:
+                self.look(time.monotonic())
+                self.server.gate.tokens.refresh()
+                self.server.gate.failures.tell()
+                if self.server.tls:
+                    self.server.tls.refresh()
+            except Exception:  # without it slow connections would pile up
+                log.exception("http.bug: please report this")
+
+    def look(self, moment: float) -> None:
+        for peer in list(self.server.peers.values()):
+            if peer.until < moment:
+                peer.until = FOR_EVER
+                with contextlib.suppress(OSError):  # whoever reads or writes there is woken, and closes it
+                    socket.socket.shutdown(peer.connection, socket.SHUT_RDWR)
+        while self.turned_away and (self.turned_away[0][0] < moment - 1 or len(self.turned_away) > FEW_FILES // 2):
+            self._close(self.turned_away.popleft()[1])
+
+    @staticmethod
+    def _close(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            connection.setblocking(False)
+            while connection.recv(65536):  # unread, it would have the answer thrown away
+                pass
+        connection.close()
+
+    def turn_away(self, connection: socket.socket) -> None:
+        """Answers 503 to a connection that is one too many, and closes it a moment later: it has yet to read that."""
+        reply = _error(503, "too many connections: try again in a moment", b"Retry-After: 5\r\n")
+        with contextlib.suppress(OSError):
+            connection.setblocking(False)
+            if not self.server.tls:
+                connection.send(whole_answer(reply, keep=False))
+            connection.shutdown(socket.SHUT_WR)
+        if len(self.turned_away) >= FEW_FILES // 2:
+            self._close(connection)
+        else:
+            self.turned_away.append((time.monotonic(), connection))
+
+
+class Tls:
+    """What HTTPS needs: a certificate and its key, read again when their files change."""
+
+    def __init__(self, certificate: str, key: str = ""):
+        import ssl  # which takes 20 ms and some MB
+
+        self.ssl = ssl
+        self.not_yet = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
+        self.files = [certificate, key or certificate]
+        self._stamp = _stamp(*self.files)
+        self.context, self.fingerprint = self._load()
+
+    def _load(self) -> Tuple[Any, str]:
+        """The context and the SHA-256 of the certificate in hex; raises JobrunnerError."""
+        context = self.ssl.SSLContext(self.ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = self.ssl.TLSVersion.TLSv1_2
+        certificate, key = self.files
+        text = jobrunner.read_file(certificate).decode("latin-1")
+        jobrunner.read_file(key)
+        first = re.search(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", text, re.DOTALL)
+        if not first:
+            raise JobrunnerError(f"{certificate} holds no certificate in PEM: give --tls-cert the right file")
+        try:
+            context.load_cert_chain(certificate, key, password=lambda: b"")  # else it would ask on the terminal
+            return context, hashlib.sha256(self.ssl.PEM_cert_to_DER_cert(first[0])).hexdigest()
+        except (OSError, ValueError) as error:
+            words = getattr(error, "reason", None) or str(error)
+            raise JobrunnerError(
+                f"cannot use {certificate} with the key in {key} ({words}): they must belong together, the key without "
+                "a password"
+            ) from None
+
+    def refresh(self) -> None:
+        """Reads the files again if they have changed; bad ones change nothing.  Called once a second."""
+        stamp = _stamp(*self.files)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self.context, self.fingerprint = self._load()
+            log.info("tls.certificate file=%s fingerprint=%s: read again", self.files[0], self.fingerprint)
+        except JobrunnerError as error:
+            log.error("tls.certificate error=%r: the former one stays in use", str(error))
+
+    def wrap(self, connection: socket.socket) -> Any:
+        """The connection as it is to be used, before the handshake; None if the other side speaks no TLS, and was told
+        so.  Raises OSError."""
+        connection.settimeout(HANDSHAKE_TIME)
+        first = connection.recv(1, socket.MSG_PEEK)
+        if first == b"\x16":
+            return self.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        if first:
+            reply = _error(400, "this port speaks HTTPS: use an address that begins with https://")
+            connection.sendall(whole_answer(reply, keep=False))
+            connection.shutdown(socket.SHUT_WR)
+            connection.settimeout(1)
+            while connection.recv(65536):
+                pass
+        return None
 
 
 def written(queue: Queue, reply: Answer) -> Answer:
@@ -4066,7 +4838,8 @@ def _unquote(text: str) -> str:
 
 
 class Server(ThreadingHTTPServer):
-    """Listens; every connection gets a thread once it sends what `Front` leaves to one; `queue` answers."""
+    """Listens; every connection gets a thread once it sends what `Front` leaves to one; `queue` answers whom `gate`
+    lets in."""
 
     daemon_threads = True
     block_on_close = False
@@ -4074,15 +4847,32 @@ class Server(ThreadingHTTPServer):
     # On Windows this would let two servers share one port, each getting some of the requests.
     allow_reuse_address = not WINDOWS
 
-    def __init__(self, bind: str, port: int, queue: Queue, max_body: int):
+    def __init__(
+        self,
+        bind: str,
+        port: int,
+        queue: Queue,
+        gate: Gate,
+        max_body: int,
+        max_connections: int,
+        tls: Optional[Tls] = None,
+    ):
         self.queue = queue
+        self.gate = gate
         self.max_body = max_body
+        self.max_connections = max_connections
+        self.tls = tls
         self.stop = threading.Event()
+        self.peers: Dict[socket.socket, Peer] = {}  # every connection
+        self.complained = -FOR_EVER  # monotonic time when it last said that it can accept none
         self.address_family = socket.AF_INET if re.match(r"[\d.]+\Z", bind) else socket.AF_INET6
-        self.front = None if WINDOWS else Front(self)  # Windows has no MSG_DONTWAIT, and select for 512 at most
+        # Windows has no MSG_DONTWAIT, and select for 512 at most; TLS has no such thing as what came so far
+        self.front = None if WINDOWS or tls else Front(self)
+        self.watch = Watch(self)
         super().__init__((bind, port), Handler)
         if self.front:
             self.front.start()
+        self.watch.start()
 
     def server_bind(self) -> None:
         if self.address_family == socket.AF_INET6:
@@ -4091,18 +4881,76 @@ class Server(ThreadingHTTPServer):
         # not HTTPServer's, which looks up the machine's name and may wait for a name server
         socketserver.TCPServer.server_bind(self)
 
+    def get_request(self) -> Tuple[Any, Any]:
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                if time.monotonic() - self.complained > 60:
+                    self.complained = time.monotonic()
+                    log.error("http.accept error=%r: connections wait until others are closed", os_words(error))
+                time.sleep(0.1)  # it is asked again at once, and the connection still waits
+            raise
+
     def process_request(self, request: Any, client_address: Any) -> None:
+        if len(self.peers) >= self.max_connections:
+            self.watch.turn_away(request)
+            return
+        self.peers[request] = Peer(request, FOR_EVER)
         if self.front:
             self.front.take(request, client_address)
         else:
-            super().process_request(request, client_address)
+            self.start_thread(request, client_address)
 
-    def answer(self, head: Head, body: bytes, address: Any, alive: Callable[[], bool]) -> Answer:
-        """What is said to a request, whatever it is: a refusal is an Answer too."""
+    def start_thread(self, request: Any, client_address: Any) -> bool:
+        """Gives a connection a thread; False if none is to be had, and the connection is closed."""
+        try:
+            super().process_request(request, client_address)
+            return True
+        except RuntimeError as error:
+            log.error("http.thread error=%r", str(error))
+            self.shutdown_request(request)
+            return False
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        if self.tls:
+            request = self._in_tls(request, client_address)
+        if request:
+            super().process_request_thread(request, client_address)
+
+    def _in_tls(self, request: Any, client_address: Any) -> Any:
+        """The connection once the handshake is done; None if that failed, and it is closed."""
+        peer = self.peers[request]
+        peer.may_take(HANDSHAKE_TIME)
+        wrapped = None
+        try:
+            wrapped = self.tls.wrap(request)  # type: ignore[union-attr]
+            if wrapped:
+                peer.connection = wrapped
+                del self.peers[request]
+                self.peers[wrapped] = peer
+                wrapped.do_handshake()
+                wrapped.settimeout(IDLE if WINDOWS else None)
+                return wrapped
+        except OSError as error:
+            log.debug("tls.failed client=%s error=%r", client_address[0], str(error))
+        self.shutdown_request(wrapped or request)
+        return None
+
+    def shutdown_request(self, request: Any) -> None:
+        self.peers.pop(request, None)
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(request, socket.SHUT_WR)
+        self.close_request(request)
+
+    def answer(
+        self, head: Head, body: bytes, address: Any, alive: Callable[[], bool], caller: Caller = EVERYBODY
+    ) -> Answer:
+        """What is said to a request that was let in, whatever it is: a refusal is an Answer too."""
         try:
             path, _, query = head.target.partition("?")
             local = address[0] in LOOPBACK
-            request = Request(head.method, parse_query(query), body, alive, local, self.stop.set)
+            request = Request(head.method, parse_query(query), body, alive, local, self.stop.set, caller)
             return answer(self.queue, path, request)
         except JobrunnerError as error:
             return _error(error.status, str(error))
@@ -4125,9 +4973,6 @@ def arguments() -> argparse.ArgumentParser:
     add("--port", type=int, default=DEFAULT_PORT, help="port to listen on; 0: any free one (default %(default)s)")
     add("--bind", default="", metavar="ADDRESS", help="address to listen on (default: all of this machine's)")
     add("--db", default="jobs.json", metavar="FILE", help="the database (default %(default)s)")
-    add("--log-level", default="info", choices=("debug", "info", "warning", "error"),
-        help="debug has a line for each job's steps (default %(default)s)")  # fmt: skip
-    add("--max-body", type=_size, default=256 << 20, metavar="SIZE", help="largest request taken (default 256mb)")
     add("--node-timeout", type=_duration, default=300, metavar="TIME",
         help="silence after which a client counts as down (default 300)")  # fmt: skip
     add("--requeue-after", type=_duration, default=3600, metavar="TIME",
@@ -4135,23 +4980,69 @@ def arguments() -> argparse.ArgumentParser:
     add("--offline-after", type=_whole_number, default=BAD_HOST, metavar="N",
         help="jobs in a row that could not be started on a host, after which it is given no more; 0: never (default 3)")  # fmt: skip
     add("--accounting", metavar="DIR", help="write PBS's accounting records there, a file a day (default: none)")
+    add("--keep-finished", type=_days, metavar="DAYS", help="move jobs that have been over for so long out of the "
+        "queue, into finished-YYYYMM.jsonl in the accounting folder (default: keep them for ever)")  # fmt: skip
+    add("--log-level", default="info", choices=("debug", "info", "warning", "error"),
+        help="debug has a line for each job's steps (default %(default)s)")  # fmt: skip
+    add("--log-file", default="", metavar="FILE", help="log there, the last 60 MB, instead of to stderr")
     add("--until-eof", action="store_true", help="stop when standard input ends")
     add("--version", action="version", version=f"jobrunner {VERSION}")
+    _access_arguments(parser.add_argument_group("who may ask").add_argument)
     return parser
 
 
 _whole_number = jobrunner.argument(lambda text: _whole({"the number": text}, "the number", 0))
+
+
+def _access_arguments(add: Callable[..., Any]) -> None:
+    add("--make-tokens", action="store_true", help="make the file of tokens, print one for each role, and end")
+    add(
+        "--add-token",
+        metavar="ROLE:NAME",
+        help=f"add a token to the file, print it, and end; roles: {', '.join(ROLES)}",
+    )
+    add("--token-file", metavar="FILE", help=f"tokens that let people in (default: {TOKEN_FILE} beside the database; "
+        "without it everybody may do everything)")  # fmt: skip
+    add("--tls-cert", metavar="PEM", help="speak HTTPS with this certificate")
+    add("--tls-key", default="", metavar="PEM", help="its key (default: it is in the same file)")
+    add("--allowed-host", action="append", default=[], metavar="NAME",
+        help="a name of this server for browsers, beside its address, localhost and the machine's name")  # fmt: skip
+    add("--max-body", type=_size, default=256 << 20, metavar="SIZE", help="largest request taken (default 256mb)")
+    add("--max-connections", type=_count, default=2000, metavar="N",
+        help="connections at a time; more are answered 503 (default %(default)s)")  # fmt: skip
+
+
+def _parse_count(text: str) -> int:
+    if not re.match(r"\d{1,6}\Z", text, re.ASCII) or not int(text):
+        raise BadRequest(f"{text!r} is not a number from 1 to 999999")
+    return int(text)
+
+
+def _parse_days(text: str) -> float:
+    if not re.match(r"\d{1,6}(\.\d{1,9})?\Z", text, re.ASCII):
+        raise BadRequest(f"{text!r} is not a number of days")
+    return float(text) * 86400
+
+
+_count = jobrunner.argument(_parse_count)
+_days = jobrunner.argument(_parse_days)
 _size = jobrunner.argument(jobrunner.parse_size)
 _duration = jobrunner.argument(lambda text: jobrunner._CHECKS["runtime"]("the time", jobrunner.parse_duration(text)))
 
 
-def listen(bind: str, port: int, queue: Queue, max_body: int) -> Server:
+def listen(options: argparse.Namespace, bind: str, queue: Queue) -> Server:
     """The listening server; raises JobrunnerError with what to do."""
+    port = options.port
     try:
-        return Server(bind or "::", port, queue, max_body)
+        tls = Tls(options.tls_cert, options.tls_key) if options.tls_cert else None
+        gate = Gate(
+            Tokens(token_path(options), bool(options.token_file)), options.allowed_host, "https" if tls else "http"
+        )
+        connections = room_for(options.max_connections)
+        return Server(bind or "::", port, queue, gate, options.max_body, connections, tls)
     except OSError as error:
         if not bind and error.errno not in (errno.EADDRINUSE, errno.EACCES) and not _taken(error):
-            return listen("0.0.0.0", port, queue, max_body)  # a machine without IPv6
+            return listen(options, "0.0.0.0", queue)  # a machine without IPv6
         if error.errno == errno.EADDRINUSE or _taken(error):
             raise JobrunnerError(f"port {port} is in use: stop what uses it, or choose another --port") from None
         raise JobrunnerError(f"cannot listen on {bind or 'any address'} port {port}: {os_words(error)}: choose another "
@@ -4162,6 +5053,32 @@ def listen(bind: str, port: int, queue: Queue, max_body: int) -> Server:
 
 def _taken(error: OSError) -> bool:
     return getattr(error, "winerror", None) in (10013, 10048)  # Windows: forbidden (somebody has it alone), in use
+
+
+def room_for(connections: int) -> int:
+    """How many connections there can be, once the limit on open files is raised as far as may be: the database must not
+    go without a file because of them."""
+    try:
+        import resource
+    except ImportError:
+        return connections  # Windows has no such limit
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + FEW_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return connections
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    except (OSError, ValueError):
+        most = soft
+    if most < wanted:
+        connections = max(most - FEW_FILES, most // 2)
+        log.warning("http.limit connections=%d: no more files than %d may be open (ulimit -n)", connections, most)
+    return connections
+
+
+def token_path(options: argparse.Namespace) -> str:
+    return options.token_file or os.path.join(os.path.dirname(os.path.realpath(options.db)), TOKEN_FILE)
 
 
 def tune() -> None:
@@ -4179,7 +5096,10 @@ def serve(options: argparse.Namespace) -> None:
     tune()
     queue = Queue(Store(options.db), now, options.node_timeout, options.requeue_after, options.offline_after)
     queue.store.account = Accounting(options.accounting).write if options.accounting else None
-    server = listen(options.bind, options.port, queue, options.max_body)
+    archive = None
+    if options.keep_finished is not None:
+        archive = Archive(queue, options.accounting or queue.store.path + ".accounting", options.keep_finished)
+    server = listen(options, options.bind, queue)
     gc.disable()  # nothing that is loaded is garbage
     queue.load()
     # Jobs refer to nothing that refers back, and a full collection stops everything for a second a million of them.
@@ -4192,28 +5112,71 @@ def serve(options: argparse.Namespace) -> None:
     if options.until_eof:
         jobrunner.when_input_ends(server.stop.set)
     threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
-    host = "localhost" if options.bind in ("", "::", "0.0.0.0") else options.bind
-    url = f"http://{f'[{host}]' if ':' in host else host}:{server.server_address[1]}"
-    print(f"jobrunner {VERSION} serves {queue.store.path} ({len(queue.jobs)} jobs) at {url}", flush=True)
-    snapshots: Optional[threading.Thread] = None
-    while not server.stop.wait(1):
-        try:
-            queue.tick()
-        except JobrunnerError as error:
-            log.error("queue.tick error=%r", str(error))
-        if queue.snapshot_due() and not (snapshots and snapshots.is_alive()):
-            snapshots = threading.Thread(target=queue.snapshot)
-            snapshots.start()
+    say_where(server, options.bind)
+    run_until_stopped(server, archive)
     log.info("server.stop jobs=%d", len(queue.jobs))
     server.shutdown()
     server.server_close()
     queue.stop()
 
 
+def say_where(server: Server, bind: str) -> None:
+    """What a start prints, and what it warns of."""
+    queue, port, tls, tokens = server.queue, server.server_address[1], server.tls, server.gate.tokens
+    host = "localhost" if bind in ("", "::", "0.0.0.0") else bind
+    url = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+    lines = [f"jobrunner {VERSION} serves {queue.store.path} ({len(queue.jobs)} jobs) at {url}"]
+    if tls:
+        lines.append(f"tls fingerprint SHA256 {tls.fingerprint}")
+    print("\n".join(lines), flush=True)
+    if tokens.known is not None:
+        log.info("access.tokens file=%s tokens=%d", tokens.path, len(tokens.known))
+    elif not (bind in LOOPBACK or bind == "localhost" or bind.startswith("127.")):
+        log.warning("access.open port=%d: there are no tokens, so anybody who reaches this port can run programs on "
+                    "every client: end that with `python server.py --make-tokens`", port)  # fmt: skip
+
+
+def run_until_stopped(server: Server, archive: Optional["Archive"]) -> None:
+    queue, snapshots = server.queue, None
+    while not server.stop.wait(1):
+        try:
+            queue.tick()
+            if archive:
+                archive.tick()
+        except JobrunnerError as error:
+            log.error("queue.tick error=%r", str(error))
+        if queue.snapshot_due() and not (snapshots and snapshots.is_alive()):
+            snapshots = threading.Thread(target=queue.snapshot)
+            snapshots.start()
+
+
+def tokens_wanted(options: argparse.Namespace) -> bool:
+    """Makes the tokens that were asked for; False if none were."""
+    path = token_path(options)
+    if options.make_tokens:
+        for role, token in make_tokens(path):
+            print(role, token)
+        print(
+            f"{path} now holds their hashes; the tokens themselves are shown this once. A server that finds the file "
+            "lets nobody in without one. Put the agent's into jobrunner.token beside each client.py, and submit's or view's "
+            "into jobrunner.token beside people's jobrunner.py, readable by their owners only.",
+            file=sys.stderr,
+        )
+    elif options.add_token:
+        role, _, name = options.add_token.partition(":")
+        print(role, add_token(path, role, name))
+    return options.make_tokens or bool(options.add_token)
+
+
 def main(argv: Optional[List[str]] = None) -> int:
     options = arguments().parse_args(argv)
-    jobrunner.start_log(options.log_level)
+    os.umask(0o077)  # whatever it writes is its owner's alone
     try:
+        if tokens_wanted(options):
+            return 0
+        if options.tls_key and not options.tls_cert:
+            raise JobrunnerError("--tls-key needs --tls-cert: give both")
+        jobrunner.start_log(options.log_level, options.log_file)
         serve(options)
     except JobrunnerError as error:
         print(f"server.py: {error}", file=sys.stderr)
