@@ -1524,6 +1524,9 @@ class OriginalWire:
         }
         self.api.call("/usage", query=query)
 
+    def stream(self, entries: List[Dict[str, Any]]) -> List[str]:
+        return []  # our own server, which asked for it, is no more
+
 
 def _grouped(reports: List[Dict[str, Any]]) -> Iterator[Tuple[str, List[Dict[str, Any]]]]:
     """(URL's name, reports for it), in order, with what only this side knows left out."""
@@ -1645,6 +1648,7 @@ class Agent:
             with self.lock:
                 self.main_news.wait(self._until_next())
             self._look_around()
+            self._sweep_now_and_then()
             self._watch()
             self.done = self.done or self._is_drained()
         if self.stopping:
@@ -2224,7 +2228,7 @@ class Agent:
     # -- a good guest
 
     def _look_around(self, again: bool = False) -> None:
-        """Finds out whether jobs are welcome here just now, and removes outputs that are old enough."""
+        """Finds out whether jobs are welcome here just now."""
         clock = self.clock()
         if again or clock >= self.looked_around_at + GUEST_STEP:
             self.looked_around_at = clock
@@ -2239,8 +2243,11 @@ class Agent:
                 if changed:
                     self.log.info("client.%s", f"pause: {words}" if words else "takes jobs")
                     self._slot_freed()
-        if self.options.keep_output and clock >= self.swept_at + SWEEP:
-            self.swept_at = clock
+
+    def _sweep_now_and_then(self) -> None:
+        """Removes outputs that are old enough; not before the runs here are known."""
+        if self.options.keep_output and self.clock() >= self.swept_at + SWEEP:
+            self.swept_at = self.clock()
             threading.Thread(target=self._guarded, args=(self._sweep,), daemon=True).start()
 
     def _sweep(self) -> None:
@@ -2336,7 +2343,10 @@ class Agent:
     def _read_run(self, folder: str) -> Optional[Tuple[Job, Dict[str, Any]]]:
         """The job and the notes of a run in the spool; None = it is none, or cannot be read, which the log says."""
         log = os.path.join(folder, "log")
-        if not os.path.lexists(log):
+        empty = os.path.isfile(log) and not os.path.getsize(log)
+        if empty or not os.path.lexists(log):
+            if empty:
+                self.log.warning("spool.damaged file=%s: it is empty: its run was not begun; removed", log)
             if re.match(r"[\w+-]+\.\d+\Z", os.path.basename(folder), re.ASCII) and os.path.isdir(folder):
                 self._unmake(Run(Job([]), folder, 0))  # it was being made, or removed, when its client was ended
             else:
