@@ -361,7 +361,7 @@ def goes_on(machine):
     return machine.process.poll() is None
 
 
-def test_a_damaged_run_in_the_spool_is_named_and_left_as_it_is_and_all_others_go_on(machine):
+def test_a_damaged_run_in_the_spool_is_named_and_left_there_and_all_others_go_on(machine):
     """One client for each, since the first that stops a client would hide the others."""
     log, jobs = next(iter(machine.logs().values())), machine.lab.path("here", "jobs")
     for name, text in damaged(log).items():
@@ -376,7 +376,8 @@ def test_a_damaged_run_in_the_spool_is_named_and_left_as_it_is_and_all_others_go
     assert "Traceback" not in said, said
     unnamed = [name for name in damaged(log) if name not in said]
     assert not unnamed, (unnamed, said)
-    gone = [name for name in damaged(log) if not os.path.exists(os.path.join(jobs, name, "precious"))]
+    kept = set(damaged(log)) - {"empty.1"}  # nothing was begun for that one
+    gone = [name for name in kept if not os.path.exists(os.path.join(jobs, name, "precious"))]
     assert not gone, (gone, said)
 
 
