@@ -4065,7 +4065,8 @@ class Handler(BaseHTTPRequestHandler):
         self.rest = _Rest(first, self.connection)
         self.rfile = io.BufferedReader(self.rest)
         self.peer = self.server.peers.get(self.connection) or Peer(self.connection, FOR_EVER)
-        self.connection.settimeout(None)  # `Watch` ends what takes too long: Python's time-outs cost a system call each
+        if WINDOWS:  # elsewhere `Watch` alone ends what takes too long: Python's time-outs cost a system call each
+            self.connection.settimeout(IDLE)
         self.unsent = unsent
 
     def handle(self) -> None:
