@@ -1133,13 +1133,7 @@ def start_log(level: str, path: str = "", max_bytes: int = 10 << 20, backups: in
 
 
 def _owners_only(path: str, flags: int) -> int:
-    file = os.open(path, flags, 0o600)
-    if not WINDOWS:
-        try:
-            os.fchmod(file, 0o600)
-        except OSError:  # a file system that knows no owners
-            pass
-    return file
+    return os.open(path, flags, 0o600)
 
 
 def owner() -> str:
