@@ -4582,9 +4582,7 @@ class Server(ThreadingHTTPServer):
             socket.socket.shutdown(request, socket.SHUT_WR)
         self.close_request(request)
 
-    def answer(
-        self, head: Head, body: bytes, address: Any, alive: Callable[[], bool], caller: Caller = EVERYBODY
-    ) -> Answer:
+    def answer(self, head: Head, body: bytes, address: Any, alive: Callable[[], bool], caller: Caller) -> Answer:
         """What is said to a request that was let in, whatever it is: a refusal is an Answer too."""
         try:
             path, _, query = head.target.partition("?")

@@ -23,7 +23,8 @@ HEADS = (
 def drip(connections, port, over):
     """A byte a second on each; those that were closed are opened again, as a bad peer would."""
     sent = [0] * len(connections)
-    while not over.is_set():
+    began = time.monotonic()
+    while not over.wait(max(0, began + 1 - time.monotonic())):
         began = time.monotonic()
         for number, connection in enumerate(connections):
             try:
