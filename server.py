@@ -4430,7 +4430,8 @@ class Handler(BaseHTTPRequestHandler):
         self.rest = _Rest(first, self.connection)
         self.rfile = io.BufferedReader(self.rest)
         self.peer = self.server.peers.get(self.connection) or Peer(self.connection, FOR_EVER)
-        self.connection.settimeout(None)  # `Watch` ends what takes too long: Python's time-outs cost a system call each
+        if WINDOWS:  # elsewhere `Watch` alone ends what takes too long: Python's time-outs cost a system call each
+            self.connection.settimeout(IDLE)
         self.unsent = unsent
 
     def handle(self) -> None:
@@ -4946,9 +4947,7 @@ class Server(ThreadingHTTPServer):
             socket.socket.shutdown(request, socket.SHUT_WR)
         self.close_request(request)
 
-    def answer(
-        self, head: Head, body: bytes, address: Any, alive: Callable[[], bool], caller: Caller = EVERYBODY
-    ) -> Answer:
+    def answer(self, head: Head, body: bytes, address: Any, alive: Callable[[], bool], caller: Caller) -> Answer:
         """What is said to a request that was let in, whatever it is: a refusal is an Answer too."""
         try:
             path, _, query = head.target.partition("?")
