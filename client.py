@@ -1077,32 +1077,24 @@ def _make_removable(path: str) -> None:
                 os.chmod(inner, 0o700)
 
 
-def read_tail(path: str) -> str:
-    """The last 64 KiB of an output as text that can be turned back into the same bytes; "" if there is none."""
-    try:
-        if not os.path.isfile(path):
-            return ""  # /dev/null has nothing, and a pipe would keep us waiting
-        with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - OUTPUT_TAIL))
-            return file.read(OUTPUT_TAIL).decode("utf-8", "surrogateescape") if size else ""
-    except (OSError, ValueError):
-        return ""
-
-
 def read_piece(path: str, at: Optional[int]) -> Tuple[int, bytes]:
     """(offset, bytes) of what is new in an output since that offset, 64 KiB at most: the last, so that whoever reads
-    stays with it however fast it grows.  at None: from the beginning."""
+    stays with it however fast it grows.  at None: from the beginning.  What cannot be read has nothing new."""
     try:
-        if os.path.isfile(path):
+        if os.path.isfile(path):  # /dev/null has nothing, and a pipe would keep us waiting
             with open(path, "rb") as file:
                 size = file.seek(0, os.SEEK_END)
                 at = max(0 if at is None or at > size else at, size - OUTPUT_TAIL)
                 file.seek(at)
                 return at, file.read(OUTPUT_TAIL)
     except (OSError, ValueError):
-        pass  # as read_tail
+        pass
     return at or 0, b""
+
+
+def as_text(data: bytes) -> str:
+    """Bytes as text that can be turned back into them."""
+    return data.decode("utf-8", "surrogateescape")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1524,6 +1516,9 @@ class OriginalWire:
         }
         self.api.call("/usage", query=query)
 
+    def stream(self, entries: List[Dict[str, Any]]) -> List[str]:
+        return []  # our own server, which asked for it, is no more
+
 
 def _grouped(reports: List[Dict[str, Any]]) -> Iterator[Tuple[str, List[Dict[str, Any]]]]:
     """(URL's name, reports for it), in order, with what only this side knows left out."""
@@ -1645,6 +1640,7 @@ class Agent:
             with self.lock:
                 self.main_news.wait(self._until_next())
             self._look_around()
+            self._sweep_now_and_then()
             self._watch()
             self.done = self.done or self._is_drained()
         if self.stopping:
@@ -2073,9 +2069,10 @@ class Agent:
     def _put_in_outbox(self, folder: str, run: Run, end: Dict[str, Any]) -> None:
         report = {**end_report(run, end), "Run": run}
         if run.outputs:
-            out, err = run.outputs["StdOut"], run.outputs["StdErr"]
-            tails = {"StdOutTail": read_tail(out), "StdErrTail": read_tail(err) if err != out else ""}
-            report.update((key, tail) for key, tail in tails.items() if tail)
+            for key, path in run.outputs.items():
+                begin, data = read_piece(path, None) if key == "StdOut" or path != run.outputs["StdOut"] else (0, b"")
+                if data:
+                    report[f"{key}Tail"], report[f"{key}Size"] = as_text(data), begin + len(data)
         with self.lock:
             self.runs.pop(folder, None)
             self.outbox[folder] = report
@@ -2224,7 +2221,7 @@ class Agent:
     # -- a good guest
 
     def _look_around(self, again: bool = False) -> None:
-        """Finds out whether jobs are welcome here just now, and removes outputs that are old enough."""
+        """Finds out whether jobs are welcome here just now."""
         clock = self.clock()
         if again or clock >= self.looked_around_at + GUEST_STEP:
             self.looked_around_at = clock
@@ -2239,8 +2236,11 @@ class Agent:
                 if changed:
                     self.log.info("client.%s", f"pause: {words}" if words else "takes jobs")
                     self._slot_freed()
-        if self.options.keep_output and clock >= self.swept_at + SWEEP:
-            self.swept_at = clock
+
+    def _sweep_now_and_then(self) -> None:
+        """Removes outputs that are old enough; not before the runs here are known."""
+        if self.options.keep_output and self.clock() >= self.swept_at + SWEEP:
+            self.swept_at = self.clock()
             threading.Thread(target=self._guarded, args=(self._sweep,), daemon=True).start()
 
     def _sweep(self) -> None:
@@ -2299,7 +2299,7 @@ class Agent:
             if key == "StdOut" or path != run.outputs["StdOut"]:
                 begin, data = read_piece(path, at.get(key))
                 if data:
-                    entry[key] = {"At": begin, "Text": data.decode("utf-8", "surrogateescape")}
+                    entry[key] = {"At": begin, "Text": as_text(data)}
                     at[key] = begin + len(data)
         return (entry if len(entry) > 2 or self.clock() >= run.follow_at + FOLLOW_ALIVE else None), at
 
@@ -2336,7 +2336,10 @@ class Agent:
     def _read_run(self, folder: str) -> Optional[Tuple[Job, Dict[str, Any]]]:
         """The job and the notes of a run in the spool; None = it is none, or cannot be read, which the log says."""
         log = os.path.join(folder, "log")
-        if not os.path.lexists(log):
+        empty = os.path.isfile(log) and not os.path.getsize(log)
+        if empty or not os.path.lexists(log):
+            if empty:
+                self.log.warning("spool.damaged file=%s: it is empty: its run was not begun; removed", log)
             if re.match(r"[\w+-]+\.\d+\Z", os.path.basename(folder), re.ASCII) and os.path.isdir(folder):
                 self._unmake(Run(Job([]), folder, 0))  # it was being made, or removed, when its client was ended
             else:

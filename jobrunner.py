@@ -347,6 +347,7 @@ FIELDS = tuple(
         ("submit_time", "SubmitTime", "time", False),
         ("queue_time", "QueueTime", "time", False),
         ("host", "Host", "text", False),
+        ("client", "Client", "word", False),
         ("start_time", "StartTime", "time", False),
         ("expiry", "Expiry", "time", False),
         ("lease", "Lease", "text", False),
@@ -408,6 +409,7 @@ class Job:
     submit_time   time   when it was added
     queue_time    time   when it last became ready to run; None = when it was added
     host          text   who has it, or had it last
+    client        text   the id of that client, which tells those of one name apart; "" = an original one
     start_time    time   when the latest run began; None = not yet
     expiry        time   when the lease ends
     lease         text   the run's secret; "" = leased to an original client
@@ -460,6 +462,7 @@ class Job:
     comment = ""
     queue_time: Optional[float] = None
     host = ""
+    client = ""
     start_time: Optional[float] = None
     expiry: Optional[float] = None
     lease = ""
@@ -2968,6 +2971,7 @@ def _start_server(database: str, token: str, tokens_file: str) -> Tuple[ServerAp
     import subprocess
 
     command = [sys.executable, _beside("server.py"), "--port", "0", "--bind", "127.0.0.1", "--db", database]
+    # jobs that cannot be started are to be tried one and all: it is the file that is wrong, not this machine
     command += ["--log-level", "warning", "--until-eof", "--token-file", tokens_file, "--offline-after", "0"]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **_own_group())
     line = server.stdout.readline().decode("utf-8", "replace")

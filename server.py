@@ -55,7 +55,21 @@ import time
 import zlib
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Callable, Deque, Dict, FrozenSet, Generator, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import (
+    Any,
+    Callable,
+    Deque,
+    Dict,
+    FrozenSet,
+    Generator,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Set,
+    Tuple,
+    Union,
+)
 from urllib.parse import unquote_to_bytes
 
 import jobrunner
@@ -748,6 +762,7 @@ class Node:
     slots       int     how many jobs it runs at most; 0 = never said
     info        {}      what it says of itself (System, Version, ...)
     polls       [Poll]  the requests it has open
+    settled     bool    what became of answers that it got, or not, before the server's start is known
     handed      {poll: [(id, lease)]}  what its latest answers gave it, until it has said that it got them
     named       {id: lease}  the runs that its latest request named and that are its own
     seconds     {id: s}      how long those had run then, and at what time (named_at) that was
@@ -770,6 +785,7 @@ class Node:
         self.named: Dict[str, str] = {}
         self.seconds: Dict[str, float] = {}
         self.named_at = 0.0
+        self.settled = False  # it is known what became of the answers that the server gave before its start
         self.session: Any = object()  # none that a client may say
         self.old_sessions: Deque[Any] = collections.deque(maxlen=8)
         self.latest = 0  # number of its latest request
@@ -867,24 +883,22 @@ class Followed:
 
     until    s, monotonic: when nobody reads any more
     lease    the run it is of
+    told     [lease, s]  which run's client was told that somebody reads, and when, monotonic
     streams  {"StdOut": [at, bytes]}  the latest FOLLOWED_BYTES; at = where in the file they begin
     news     notified when there is more
     """
 
     def __init__(self) -> None:
         self.until = 0.0
-        self.told_at = float("-inf")
+        self.told: Tuple[str, float] = ("", 0.0)
         self.lease = ""
         self.streams: Dict[str, List[Any]] = {}
         self.news = threading.Condition()
 
-    def is_to_be_told(self) -> bool:
-        """True if the client is to be told (again) that somebody reads."""
+    def is_to_be_told(self, lease: str) -> bool:
+        """True if the client of that run is to be told (again) that somebody reads."""
         moment = time.monotonic()
-        if moment > self.until or moment < self.told_at + FOLLOW_AGAIN:
-            return False
-        self.told_at = moment
-        return True
+        return moment <= self.until and (self.told[0] != lease or moment > self.told[1] + FOLLOW_AGAIN)
 
     def take(self, lease: str, key: str, at: int, data: bytes) -> None:
         """A piece of the output; where something is left out before it, what was is forgotten."""
@@ -1478,6 +1492,9 @@ class Queue:
         self.statuses = {status: 0 for status in STATUSES}
         self.ends: Deque[List[int]] = collections.deque()  # [minute, jobs that ended in it]
         self.watchers: Dict[str, List[threading.Event]] = {}  # who waits for a job's end
+        self.inherited: Dict[
+            str, str
+        ] = {}  # {id: lease} of the jobs of our clients that ran when the server was started
         self.followed: Dict[str, Followed] = {}  # by ID: running jobs whose output somebody reads
         self.refusals: Dict[str, str] = {}  # by host: why it refused what it refused last
         self.misstarts: Dict[str, Dict[str, str]] = {}  # by host: {id: comment} of those it could not start, in a row
@@ -1589,6 +1606,7 @@ class Queue:
         for job_id in [i for ids in self.leased.values() for i in ids]:
             job = self.jobs[job_id]
             if job.lease:
+                self.inherited[job.id] = job.lease
                 self._put(job, job.but(expiry=self._renewed(moment)))
 
     def stop(self) -> None:
@@ -1835,6 +1853,7 @@ class Queue:
                 if job_id in seconds:
                     node.seconds[job_id] = seconds[job_id]
                 if run is not job:
+                    run = run.but(client=node.client)
                     self._commit_put(job, run)
                 self._put(run, run.but(expiry=self._renewed(moment)))
             elif job and job.lease == lease and job.status != "deleted" and job.exit_status not in _NEVER_RUN_EXITS:
@@ -1881,7 +1900,15 @@ class Queue:
         left = [line for line in job.earlier if line[0] != lease]
         fresh = dict(status="", exit_status=None, end_time=None, expiry=self._renewed(self.clock()), earlier=left)
         return self._moved(
-            ready, event, host=node.host, lease=lease, start_time=start_time, comment=words + other, **fresh, **_NEW_RUN
+            ready,
+            event,
+            host=node.host,
+            client=node.client,
+            lease=lease,
+            start_time=start_time,
+            comment=words + other,
+            **fresh,
+            **_NEW_RUN,
         )
 
     def _forget_refusals(self, node: Node) -> None:
@@ -1923,7 +1950,18 @@ class Queue:
                     self._commit_all([(job, again)])
             if number not in wish.open:
                 del node.handed[number]
+        if not node.settled and not wish.open:
+            node.settled = True
+            self._settle_earlier(node, named)
         return taken
+
+    def _settle_earlier(self, node: Node, named: Set[str]) -> None:
+        """Requeues what this client was given before the server's start and does not know of: an answer that was on its
+        way when the server was killed."""
+        jobs = [self.jobs[job_id] for job_id in self.leased.get(node.host, ()) if job_id not in named]
+        lost = [job for job in jobs if job.client == node.client and self.inherited.get(job.id) == job.lease]
+        words = f"the answer that gave it to {node.host} was lost"
+        self._commit_all([(job, self._requeued(job, words, lease=job.lease)) for job in lost])
 
     def _signals(self, wish: "Wish") -> List[Dict[str, Any]]:
         """What a client is to do with the jobs it runs and has not been told yet.  Whatever a run is to be ended for,
@@ -1942,8 +1980,10 @@ class Queue:
                 found += [{"ID": job_id, "Signal": "delete"}] if known != "delete" else []
             elif wish.limits.get(job_id, _limits(job)) != _limits(job):
                 found.append({"ID": job_id, "Signal": "alter", **dict(zip(LIMITS, _limits(job)))})
-            elif job_id in self.followed and job_id not in wish.follows and self.followed[job_id].is_to_be_told():
-                found.append({"ID": job_id, "Signal": "follow"})
+            elif job_id in self.followed and job_id not in wish.follows:
+                if self.followed[job_id].is_to_be_told(lease):
+                    self.followed[job_id].told = (lease, time.monotonic())
+                    found.append({"ID": job_id, "Signal": "follow"})
         return found
 
     def _renewed(self, moment: float) -> Optional[float]:
@@ -1965,6 +2005,7 @@ class Queue:
                 job,
                 "lease",
                 host=node.host,
+                client=node.client,
                 start_time=moment,
                 expiry=round(moment + job.runtime + ORIGINAL_LEASE, 6) if node.original else self._renewed(moment),
                 lease="" if node.original else os.urandom(16).hex(),
@@ -2272,6 +2313,9 @@ class Queue:
                 if found or left <= 0 or job.state is State.FINISHED or self.stopping:
                     return job, found
                 followed.news.wait(min(left, 0.5))  # what becomes of the job is not notified
+            if job.state is State.RUNNING and followed.lease != job.lease and followed.is_to_be_told(job.lease):
+                with self.lock:
+                    self._wake_host(job.host)
 
     def stream(self, pieces: List[Any]) -> List[Dict[str, Any]]:
         """Takes in {"ID","Lease","StdOut":{"At","Text"},"StdErr":{..}}; answers whether anybody still reads; raises
@@ -3043,7 +3087,9 @@ class Queue:
         it was started too often to go on like that."""
         if job.signal in ("delete", "abort"):
             return self._ended_as_told(job, "deleted while it ran")
-        words = dict(comment=comment, lease=lease, host="", expiry=None, signal="", queue_time=self.clock(), **changes)
+        words = dict(
+            comment=comment, lease=lease, host="", client="", expiry=None, signal="", queue_time=self.clock(), **changes
+        )
         queued = self._moved(self._noted(job, f"{_run_words(job)}; {comment}"), "requeue", **words)
         if job.run_count and job.run_count % MAX_STARTS == 0 and not ended and "run_count" not in changes:
             held = dict(hold=True, comment=f"held after {job.run_count} starts, this one without an end: {comment}")
@@ -3372,6 +3418,7 @@ _NEVER_RAN: Dict[str, Any] = {
             "signal",
             "lease",
             "earlier",
+            "client",
             "host",
             "expiry",
         )
@@ -4427,7 +4474,8 @@ class Handler(BaseHTTPRequestHandler):
         self.rest = _Rest(first, self.connection)
         self.rfile = io.BufferedReader(self.rest)
         self.peer = self.server.peers.get(self.connection) or Peer(self.connection, FOR_EVER)
-        self.connection.settimeout(None)  # `Watch` ends what takes too long: Python's time-outs cost a system call each
+        if WINDOWS:  # elsewhere `Watch` alone ends what takes too long: Python's time-outs cost a system call each
+            self.connection.settimeout(IDLE)
         self.unsent = unsent
 
     def handle(self) -> None:
@@ -4943,9 +4991,7 @@ class Server(ThreadingHTTPServer):
             socket.socket.shutdown(request, socket.SHUT_WR)
         self.close_request(request)
 
-    def answer(
-        self, head: Head, body: bytes, address: Any, alive: Callable[[], bool], caller: Caller = EVERYBODY
-    ) -> Answer:
+    def answer(self, head: Head, body: bytes, address: Any, alive: Callable[[], bool], caller: Caller) -> Answer:
         """What is said to a request that was let in, whatever it is: a refusal is an Answer too."""
         try:
             path, _, query = head.target.partition("?")

@@ -358,7 +358,9 @@ def _limited(path):
     jobs["child saves"] = {"Params": shell(f"{ONE_PYTHON} '{POLITE}' \"$1\" & sleep 600", path("saved")), "Runtime": 2}
     big = "import time; b = b'x' * (150 << 20); time.sleep(600)"
     for name, code, limit in (("mem", big, {"Memory": 100 << 20}), ("cput", BUSY, {"CpuTime": 1})):
-        jobs[name] = {"Params": shell(f'{ONE_PYTHON} "{code}" & echo $$ $! >"$1"; wait', path(name)), **limit}
+        for where in ("", "setsid "):  # one that has left the group is still in the tree
+            script = f'{where}{ONE_PYTHON} "{code}" & echo $$ $! >"$1"; wait'
+            jobs[where + name] = {"Params": shell(script, path(where + name)), **limit}
     jobs["dead"] = {"Params": shell(f"{ONE_PYTHON} '{BURSTS}' /; echo $$ >\"$1\"; sleep 600", path("dead"))}
     jobs["busy in a child"] = {"Params": shell(f"{ONE_PYTHON} '{BUSY_UNTIL}' \"$1\" & wait", path("enough"))}
     jobs["bursts"] = {"Params": python(BURSTS, path("enough"))}
@@ -392,12 +394,14 @@ def test_what_a_job_started_has_the_kill_delay_too_when_the_job_itself_ends_at_o
     until(lambda: read(limits.lab.path("saved")) == "saved", "the checkpoint", patience=5)
 
 
-@pytest.mark.parametrize("name, status, exit_status", [("mem", "memory", -10), ("cput", "cputime", -12)])
+@pytest.mark.parametrize("name, status, exit_status", [
+    ("mem", "memory", -10), ("cput", "cputime", -12), ("setsid mem", "memory", -10), ("setsid cput", "cputime", -12)
+])  # fmt: skip
 def test_limits_count_the_whole_tree_also_when_the_parent_idles(limits, name, status, exit_status):
     numbers = pids(limits.lab.path(name))
     job = limits.server.over(limits.number[name])
     assert (job["Status"], job["ExitStatus"]) == (status, exit_status)
-    assert job["MaxMem"] > 100 << 20 if name == "mem" else job["CpuTimeUsed"] > 1
+    assert job["MaxMem"] > 100 << 20 if status == "memory" else job["CpuTimeUsed"] > 1
     assert gone(numbers)
 
 
@@ -633,7 +637,7 @@ def test_a_second_client_on_the_same_spool_is_refused_with_one_line(lab):
 def test_ctrl_c_leaves_jobs_running_says_so_and_the_next_client_reports_them(lab):
     server = lab.server()
     client = lab.client(server)
-    (number,) = server.add(shell('echo $$ >pid; until [ -e go ]; do sleep 0.05; done; exit 7'))
+    (number,) = server.add(shell("echo $$ >pid; until [ -e go ]; do sleep 0.05; done; exit 7"))
     (process,) = pids(lab.path("pid"))
     until(lambda: noted(lab, "Pid"))
     client.send_signal(signal.SIGINT)

@@ -24,7 +24,7 @@ class Desk:
     """A server, a client and somebody who types commands."""
 
     def __init__(self, lab):
-        self.lab, self.server = lab, lab.server()
+        self.lab, self.server = lab, lab.server("--offline-after", 0)  # jobs here name programs there are not
         self.client = lab.client(self.server, "--hostname", "node07", max_jobs=4)
 
     def __call__(self, *words, **kwargs):
@@ -268,6 +268,65 @@ def test_qcat_prints_what_a_job_printed_and_e_its_errors(desk):
         assert subprocess.run(program + flags + [str(number)], stdout=subprocess.PIPE, timeout=60).stdout == printed
 
 
+class Reader:
+    """A `qcat -f`, and what it has printed so far."""
+
+    def __init__(self, desk, *words):
+        env = {**os.environ, "JOBRUNNER_SERVER": desk.server.url}
+        program = [sys.executable, os.path.join(ROOT, "jobrunner.py"), "qcat", "-f", *map(str, words)]
+        self.process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
+        desk.lab.processes.append(self.process)
+
+    def line(self):
+        return self.process.stdout.readline().decode()
+
+    def rest(self):
+        out, err = self.process.communicate(timeout=PATIENCE)
+        assert self.process.returncode == 0, err
+        return out, err.decode()
+
+
+def test_qcat_f_follows_a_running_job_to_its_end_and_e_its_errors(desk):
+    script = 'echo one; echo bad >&2; until [ -e "$1" ]; do sleep 0.05; done; printf "\\377two"; echo worse >&2; exit 3'
+    go = desk.lab.path("go")
+    (number,) = desk.server.add(["sh", "-c", script, "sh", go])
+    readers = [Reader(desk, number), Reader(desk, number), Reader(desk, "-e", number)]
+    assert [reader.line() for reader in readers] == ["one\n", "one\n", "bad\n"]
+    desk.lab.write("go", "")
+    assert [reader.rest() for reader in readers] == [(b"\xfftwo", "")] * 2 + [(b"worse\n", "")]
+    assert Reader(desk, number).rest() == (b"one\n\xfftwo", "")  # over long ago
+
+
+def test_qcat_f_of_a_queued_job_says_so_and_waits(desk, queued):
+    number = queued(Params=["echo", "at last"])
+    reader = Reader(desk, number)
+    desk("qalter", number, "-l", "host=node07")
+    assert reader.rest()[0] == b"at last\n"
+
+
+def test_qcat_f_goes_on_with_the_next_run(desk):
+    go = desk.lab.path("again")
+    script = 'echo run $JOBRUNNER_RUN_COUNT; until [ -e "$1.$JOBRUNNER_RUN_COUNT" ]; do sleep 0.05; done'
+    (number,) = desk.server.add(["sh", "-c", script, "sh", go])
+    reader = Reader(desk, number)
+    assert reader.line() == "run 1\n"
+    desk("qrerun", number)
+    assert reader.line() == "run 2\n"
+    desk.lab.write("again.2", "")
+    out, err = reader.rest()
+    assert out == b"" and "run 2 begins" in err
+
+
+def test_qcat_f_stays_with_a_job_that_prints_faster_than_can_be_sent(desk):
+    script = 'echo begin; until [ -e "$1" ]; do sleep 0.05; done; yes | head -c 50000000; printf the-end'
+    (number,) = desk.server.add(["sh", "-c", script, "sh", desk.lab.path("flood")])
+    reader = Reader(desk, number)
+    assert reader.line() == "begin\n"
+    desk.lab.write("flood", "")
+    out, err = reader.rest()
+    assert out.endswith(b"y\nthe-end") and len(out) < 50000000 and "bytes left out" in err
+
+
 def test_qcat_of_a_job_that_is_not_over_says_when_its_output_comes(desk, queued):
     code, out, err = desk.lab.command("qcat", queued(), server=desk.server)
     assert (code, out) == (0, "") and "when it is over" in one_line(err)
@@ -365,13 +424,17 @@ def test_run_exits_1_when_a_job_failed_and_the_table_says_which_and_why(lab):
 
 def test_run_waits_for_jobs_whose_time_or_whose_turn_comes_later(lab):
     soon = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 2))
-    jobs = [{"Params": ["true"], "StartAfter": soon}, {"Params": ["true"]}, {"Params": ["echo", "{index}"], "Array": "1-3"}]
+    jobs = [
+        {"Params": ["true"], "StartAfter": soon},
+        {"Params": ["true"]},
+        {"Params": ["echo", "{index}"], "Array": "1-3"},
+    ]
     code, out, err = lab.command("run", lab.write("jobs", json.dumps(jobs)))
     assert code == 0 and "5 of 5 jobs finished" in out, (out, err)
 
 
 def test_run_j_says_how_many_run_at_once(lab):
-    script = 'echo + >>at; sleep 0.2; echo - >>at'
+    script = "echo + >>at; sleep 0.2; echo - >>at"
     records = [{"Params": ["sh", "-c", script]} for _ in range(5)]
     code, _, err = lab.command("run", lab.write("jobs", json.dumps(records)), "-j", "2")
     assert code == 0, err

@@ -66,6 +66,7 @@ class Model:
         self.arrays = {}  # {Number: {"MaxRunSubjobs", "MaxFails"}}
         self.queues = {"default": dict(QUEUE)}
         self.nodes = {}  # by host and client
+        self.inherited = {}  # {label: lease} of what ran when the server was started
         self.next = 1
         self.failing = set()  # arrays of which a subjob has just failed, or that may have fewer failures now
 
@@ -274,13 +275,14 @@ class Model:
             if job["Lease"]:  # its client was given up as lost, and may come back
                 job["Earlier"] = (job["Earlier"] + [(job["Lease"], job["StartTime"])])[-8:]
             job.update(State="R", Host=node["Host"], StartTime=self.now, Expiry=ends, RunCount=job["RunCount"] + 1)
+            job["Client"] = node["Client"]
             job.update(Lease="", Reported=False, LeaseEnded=False)  # `told` gives our clients' jobs a lease
             slots -= job["Ncpus"]
             given.append(job)
         return given
 
     def node(self, host, client, original):
-        new = {"Host": host, "Original": original, "Queues": None, "Properties": [], "Slots": 0, "Session": None,
+        new = {"Host": host, "Client": client, "Settled": False, "Original": original, "Queues": None, "Properties": [], "Slots": 0, "Session": None,
                "Latest": 0, "Handed": {}, "Seconds": {}}  # fmt: skip
         node = self.nodes.setdefault((host, client), new)
         node.update(Down=False, Seen=self.now)
@@ -352,7 +354,7 @@ class Model:
             if not starts or job["Signal"] or told or named.get("Seconds", self.now - starts[0]) <= self.has_run(job):
                 continue
             left = [(lease, start) for lease, start in job["Earlier"] if lease != named["Lease"]]
-            job.update(State="R", Host=node["Host"], Lease=named["Lease"], StartTime=starts[0], Earlier=left, Status="",
+            job.update(State="R", Host=node["Host"], Client=node["Client"], Lease=named["Lease"], StartTime=starts[0], Earlier=left, Status="",
                        ExitStatus=None, EndTime=None, LeaseEnded=False, Expiry=self.now + REQUEUE_AFTER)  # fmt: skip
 
     def has_run(self, job):
@@ -371,19 +373,19 @@ class Model:
             node["Handed"].setdefault(request["Poll"], {})[label] = lease
 
     @staticmethod
-    def resumes(job, host):
+    def resumes(job, host, client=None):
         """Whether the job's latest run goes on: it is running, or was given up with its lease; then it is again."""
         if job["State"] in "QHW" and job["Lease"]:
-            job.update(State="R", Host=host)
+            job.update(State="R", Host=host, Client=client)
         elif job["State"] == "F" and job["Status"] == "lost" and job.get("LeaseEnded"):
-            job.update(State="R", Status="", ExitStatus=None, EndTime=None, LeaseEnded=False)
+            job.update(State="R", Status="", ExitStatus=None, EndTime=None, LeaseEnded=False, Client=client)
         return job["State"] == "R"
 
     def renew(self, node, named, signals, may):
         job = self.jobs[named["Label"]]
         if job["Lease"] != named["Lease"]:
             signals[job["Label"]] = "delete"
-        elif self.resumes(job, node["Host"]):
+        elif job["State"] == "R" or self.resumes(job, node["Host"], node["Client"]):
             job["Expiry"] = self.now + REQUEUE_AFTER
             if "Seconds" in named:
                 node["Seconds"][job["Label"], job["Lease"]] = named["Seconds"]
@@ -405,6 +407,12 @@ class Model:
                     self.requeue(job, lease=job["Lease"])
             if number not in request["Open"]:
                 del node["Handed"][number]
+        if not node["Settled"] and not request["Open"]:  # what was on its way when the server was killed
+            node["Settled"] = True
+            for job in self.jobs.values():
+                mine = job["State"] == "R" and (job["Host"], job["Client"]) == (node["Host"], node["Client"])
+                if mine and job["Lease"] == self.inherited.get(job["Label"]) and job["Label"] not in named:
+                    self.requeue(job, lease=job["Lease"])
         return taken
 
     def check(self, reports):
@@ -489,9 +497,11 @@ class Model:
 
     def restart(self):
         self.nodes = {}
+        self.inherited = {}
         for job in self.jobs.values():
             if job["State"] == "R" and job["Lease"]:
                 job["Expiry"] = self.now + REQUEUE_AFTER
+                self.inherited[job["Label"]] = job["Lease"]
 
     # -- people
 

@@ -1266,6 +1266,27 @@ def test_one_job_that_cannot_be_started_is_no_bad_host_however_often_it_is_tried
     assert len(lab.poll("pc", slots=5)) == 2
 
 
+def test_what_was_on_its_way_when_the_server_was_killed_is_queued_again_and_nothing_else_is(lab):
+    def beat(client, number, running=(), unanswered=(), slots=0):
+        named = [{"ID": job.id, "Lease": job.lease} for job in running]
+        node = {"Client": client, "Session": client, "Slots": 2}
+        request = {"Hostname": "pc", "Slots": slots, "Running": named, "Poll": number, "Open": unanswered, "Node": node}
+        return lab.do("poll", request, lambda: True)["Jobs"]
+
+    lab.add("lost", "arrived", "the other client's")
+    lost, arrived = (lab.queue.jobs[job["ID"]] for job in beat("1", 1, slots=2))
+    (others,) = (lab.queue.jobs[job["ID"]] for job in beat("2", 1, slots=1))
+    lab.restart()
+    beat("1", 7, [arrived], unanswered=[6])  # an answer of before may still be on its way
+    assert [lab.state(number) for number in (1, 2, 3)] == ["R", "R", "R"]
+    beat("1", 8, [arrived])
+    assert [lab.state(number) for number in (1, 2, 3)] == ["Q", "R", "R"] and "was lost" in lab.job(1).comment
+    beat("1", 9, [arrived, lost])
+    assert lab.state(1) == "R" and lab.job(1).lease == lost.lease
+    beat("1", 10)
+    assert [lab.state(number) for number in (1, 2, 3)] == ["R", "R", "R"] and lab.job(3).lease == others.lease
+
+
 def test_two_clients_of_one_name_at_the_same_time_are_told_apart_and_warned(lab):
     def beat(client, **more):
         node = {"Client": client, "Session": client, "Machine": f"m{client}", "Slots": 2}

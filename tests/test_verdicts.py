@@ -572,20 +572,20 @@ KEPT = 64 * 1024
 def test_the_last_64_kib_of_an_output_are_read_and_are_the_same_bytes(tmp_path, size):
     data = (bytes(range(256)) + "ü€😀".encode()) * (size // 200 + 1)
     (tmp_path / "out").write_bytes(data[:size])
-    assert client.read_tail(str(tmp_path / "out")).encode("utf-8", "surrogateescape") == data[:size][-KEPT:]
+    assert client.read_piece(str(tmp_path / "out"), None)[1] == data[:size][-KEPT:]
 
 
 def test_a_letter_cut_in_two_at_the_beginning_of_the_tail_does_not_matter(tmp_path):
     data = ("€" * KEPT).encode()
     (tmp_path / "out").write_bytes(data)
-    tail = client.read_tail(str(tmp_path / "out"))
+    tail = client.as_text(client.read_piece(str(tmp_path / "out"), None)[1])
     assert tail.encode("utf-8", "surrogateescape") == data[-KEPT:] and tail.endswith("€" * 20000)
 
 
 def test_an_output_that_is_not_there_or_is_no_file_has_no_tail(tmp_path):
-    assert client.read_tail(str(tmp_path / "missing")) == ""
-    assert client.read_tail(str(tmp_path)) == ""
-    assert client.read_tail(os.devnull) == ""
+    assert client.read_piece(str(tmp_path / "missing"), None) == (0, b"")
+    assert client.read_piece(str(tmp_path), None) == (0, b"")
+    assert client.read_piece(os.devnull, None) == (0, b"")
 
 
 # -- what is started --------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import uuid
 import pytest
 
 from harness import Lab, PATIENCE, ROOT, read, until
+from test_guest import Desk, record as leased
 
 WINPY = os.path.normpath(os.path.join(ROOT, "..", "shared", "windows", "winpy"))
 LINUX = "linux"
@@ -468,6 +469,43 @@ def test_a_windows_client_killed_stopped_and_upgraded_reports_how_each_of_its_jo
         assert [server.job(number)["RunCount"] for number in numbers] == [1, 1, 1]
         assert list(map(read, runs)) == ["x", "x", "x", "x"]  # each was run once
         until(lambda: not os.listdir(jobs), "the folders to go")
+
+
+OWN = """if True:
+    import json, os, sys
+    sys.path.insert(0, sys.argv[1])
+    import client
+    open(sys.argv[2], "w").write(json.dumps({"Pid": os.getpid(), "Started": client.creation_time(-1), "Boot": ""}))
+    sys.stdin.read()"""
+
+
+def test_without_its_keeper_a_process_is_a_jobs_only_if_it_was_created_at_that_very_moment(windows_lab):
+    """Windows gives out numbers again at once: a stranger that has a job's is left alone."""
+    processes, folder = [], windows_lab.folder
+    desk = Desk()
+    try:
+        for number, (name, earlier) in enumerate((("ours", 0), ("stranger", 1), ("unknown", None)), 1):
+            path = windows_lab.path(name)
+            line = [WINPY, "-3.8", "-c", OWN, native(ROOT), native(path)]
+            processes.append(subprocess.Popen(line, cwd=folder, stdin=subprocess.PIPE))
+            facts = until(lambda: read(path).endswith("}") and json.loads(read(path)))  # noqa: B023
+            facts["Started"] = None if earlier is None else facts["Started"] - earlier
+            job = leased(["x"], number, Runtime=3, Rerunable=False)
+            os.makedirs(windows_lab.path("jobrunner-spool", "jobs", job["ID"] + ".1"))
+            lines = {"Job": job, "Keeper": "x.lock", "StdOut": "NUL", "StdErr": "NUL"}, facts
+            windows_lab.write(f"jobrunner-spool/jobs/{job['ID']}.1/log", "".join(json.dumps(l) + "\n" for l in lines))
+        windows_lab.client(desk.url, "--kill-delay", "0", python=python_of("3.8"))
+        until(lambda: len(desk.reports) == 3, "the reports")
+        told = {report["ID"][-1]: (report["Status"], report["ExitStatus"]) for report in desk.reports}
+        assert told == {"1": ("timeout", -11), "2": ("lost", -103), "3": ("lost", -103)}
+        processes[0].wait(PATIENCE)
+        assert [process.poll() for process in processes[1:]] == [None, None]
+    finally:
+        for process in processes:
+            process.stdin.close()
+            process.wait(PATIENCE)
+        desk.http.shutdown()
+        desk.http.server_close()
 
 
 BUCKETS = ("Available", "Leased", "Finished", "Held")
