@@ -89,7 +89,7 @@ class Shop:
     """A lab with one server and one client that many tests use."""
 
     def __init__(self, lab, *flags, max_jobs):
-        self.lab, self.server = lab, lab.server()
+        self.lab, self.server = lab, lab.server("--offline-after", 0)
         self.client = lab.client(self.server, *flags, max_jobs=max_jobs)
 
     def run(self, params, **record):
@@ -197,7 +197,7 @@ SURROGATE = "\ud800x"
 
 
 def test_half_a_surrogate_pair_ends_neither_client_nor_keeper(lab):
-    server = lab.server()
+    server = lab.server("--offline-after", 0)
     client = lab.client(server)
     before = keeper(lab)
     for record, wanted in (
@@ -502,7 +502,7 @@ def test_a_command_outside_allow_prefix_is_refused_says_so_and_another_client_ta
     assert server.over(fits)["Host"] == "picky"
     for number in (other, longer):
         job = until(lambda: (lambda job: job if job.get("Comment") else None)(server.job(number)))
-        assert job["State"] == "Q" and "refused by picky" in job["Comment"] and "two words" in job["Comment"]
+        assert job["State"] == "H" and "picky: runs only" in job["Comment"] and "two words" in job["Comment"]
     lab.client(server, "--hostname", "easy", "--spool", "two")
     assert [server.over(number)["Host"] for number in (other, longer)] == ["easy"] * 2
     assert server.over(other)["Status"] == "finished"
@@ -715,7 +715,7 @@ def test_the_originals_flags_mean_what_they_meant(lab):
     job = server.over(fits)
     assert (job["Status"], job["Host"]) == ("finished", "x")
     assert server.get("/output", id=fits)[1]["StdOut"].strip() == os.path.realpath(lab.path("work"))
-    until(lambda: "refused by x" in server.job(other).get("Comment", ""))
+    until(lambda: "refused by every client: x" in server.job(other).get("Comment", ""))
     assert server.get("/nodes")[1]["Nodes"][0]["Slots"] == 2
 
 

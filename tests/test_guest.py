@@ -293,7 +293,8 @@ def test_damaged_and_foreign_files_in_the_spool_are_named_and_nothing_else_is_lo
     for path in (torn, ended, odd, *left, lab.path("jobrunner-spool", "client")):
         assert path in said, path
     del left[3]  # nothing was in it
-    assert sorted(os.path.join(jobs, name) for name in os.listdir(jobs) if "." in name or " " in name) == sorted(left)
+    names = lambda: [name for name in os.listdir(jobs) if "." in name or " " in name]  # noqa: E731
+    until(lambda: sorted(os.path.join(jobs, name) for name in names()) == sorted(left), "what was reported to go")
     assert os.path.exists("/etc") and os.path.exists(os.path.join(left[2], "thesis"))
     assert not os.path.exists(os.path.join(jobs, "81b8.3"))
     assert "Traceback" not in lab.log("client.py.log")

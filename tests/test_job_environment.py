@@ -30,7 +30,7 @@ class Yard(Shop):
     """A shop whose client was started so."""
 
     def __init__(self, lab):
-        self.lab, self.server = lab, lab.server()
+        self.lab, self.server = lab, lab.server("--offline-after", 0)
         self.client = start(lab, self.server, "--hostname", "yard", "--kill-delay", "0.5", max_jobs=4)
 
     def script(self, text, *arguments, name="job.sh", **record):
@@ -108,7 +108,7 @@ def test_a_client_with_allow_prefix_refuses_scripts_whatever_they_are_called_and
     lab.client(server, "--allow-prefix", "echo", "--hostname", "picky")
     (number,) = server.add({"Params": ["echo"], "Script": "touch ran", "ScriptName": "echo"})
     words = until(lambda: (lambda text: "refused by" in text and text)(server.job(number).get("Comment") or ""), "its refusal")
-    assert "refused by picky" in words and "'echo', and no script" in words
+    assert "refused by every client: picky: runs only" in words and "'echo', and no script" in words
     assert not os.path.exists(lab.path("ran"))
 
 

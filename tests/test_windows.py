@@ -170,7 +170,7 @@ def watched(windows, tmp_path_factory):
     linux, folder = str(tmp_path_factory.mktemp("watch")), str(tmp_path_factory.mktemp("watched"))
     flags = ("--dead-after", "0.1", "--usage-interval", "1", "--kill-delay", "0.5")
     with Lab(linux) as lab, WindowsLab(folder) as desktops:
-        server = lab.server()
+        server = lab.server("--offline-after", 0)
         jobs = {}
         for language, version, names in (("en", "3.8", ["stops"]), ("de", "3.13", ["works", "stops"])):
             env = {**os.environ, "TASKLIST_LOCALE": language}
@@ -193,7 +193,7 @@ class Room:
 
     def __init__(self, server_lab, server_on, client_lab, client_on):
         self.lab, self.system, self.desk = client_lab, client_on, "3.8" if client_on == LINUX else client_on
-        self.server = server_lab.server(python=python_of(server_on))
+        self.server = server_lab.server("--offline-after", 0, python=python_of(server_on))
         flags = ("--hostname", "room", "--kill-delay", "1")
         self.client = client_lab.client(self.server, *flags, max_jobs=4, python=python_of(client_on))
         self.python = [EXE[client_on], "-S", "-E"]

@@ -57,7 +57,7 @@ def empty_cluster(short_temp, lab, tmp_path, monkeypatch):
     commands.mkdir()
     for name in ("qsub", "qstat", "qdel"):
         (commands / name).symlink_to(os.path.join(ROOT, "jobrunner.py"))
-    server = lab.server()
+    server = lab.server("--offline-after", 0)
     monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("JOBRUNNER_SERVER", server.url)
     return Cluster(lab, server, short_temp)
