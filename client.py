@@ -57,6 +57,7 @@ import jobrunner
 from jobrunner import (
     EXIT_CPUTIME,
     EXIT_DEAD,
+    EXIT_GONE,
     EXIT_LOST,
     EXIT_MEMORY,
     EXIT_NO_OUTPUT,
@@ -1014,6 +1015,10 @@ class Spool:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 os.remove(os.path.join(folder, name))
         remove_tree(folder)
+
+    def has_keeper(self, name: str) -> bool:
+        """False if the keeper of that name has ended in peace, which takes its file away, or was never there."""
+        return os.path.exists(os.path.join(self.keepers, _file_name(name)))
 
     def keeper_lives(self, name: str) -> bool:
         """True if the keeper with that lock file still runs, and so will write down how its jobs end."""
@@ -2436,13 +2441,15 @@ class Agent:
             return None
         if run.ending:
             return {"ExitStatus": None, "Comment": ""}  # as it was to end
+        host = self.options.hostname
+        if not run.pid and run.keeper and not self.spool.has_keeper(run.keeper):
+            # a keeper that had its order and ended in peace has written how it ended
+            words = f"the client on {host} was ended before it had started it: run again"
+            return {"Status": "released", "ExitStatus": EXIT_NOT_STARTED, "Comment": words}
         if run.job.rerunable:
-            return {
-                "Status": "released",
-                "ExitStatus": None,
-                "Comment": f"its process on {self.options.hostname} ended unseen: run again",
-            }
-        words = f"its process on {self.options.hostname} ended unseen, and it must not run twice"
+            words = f"its process was gone when the client on {host} came back ({EXIT_GONE}): run again"
+            return {"Status": "released", "ExitStatus": EXIT_GONE, "Comment": words}
+        words = f"its process was gone when the client on {host} came back, and it must not run twice"
         return {"Status": "lost", "ExitStatus": EXIT_LOST, "Comment": words}
 
     # -- reporting

@@ -109,6 +109,7 @@ STATUSES = ("finished", "failed", "timeout", "dead", "memory", "cputime", "delet
 
 # The runner's own exit statuses, numbered as Torque numbers them where it has a number.  0-255 are the program's own
 # (on Windows any unsigned 32-bit number), 256 + n means killed by signal n.
+EXIT_GONE = -2
 EXIT_NOT_STARTED = -8
 EXIT_NO_OUTPUT = -9
 EXIT_MEMORY = -10
@@ -121,6 +122,7 @@ EXIT_DEPENDENCY = -104
 EXIT_ABORTED = -105
 EXIT_SIGNALLED = 256
 EXIT_WORDS = {
+    EXIT_GONE: "its process was gone when its client came back",
     EXIT_NOT_STARTED: "could not be executed",
     EXIT_NO_OUTPUT: "output file could not be opened",
     EXIT_MEMORY: "memory limit",

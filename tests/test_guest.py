@@ -113,6 +113,8 @@ def spool_run(lab, name="81b82367-c5c4-439b-a290-000000000001.1", *lines, **job)
     """A run's folder in the spool, as a client before has left it; lines are values, or bytes as they are."""
     folder = lab.path("jobrunner-spool", "jobs", name)
     os.makedirs(folder)
+    os.makedirs(lab.path("jobrunner-spool", "keepers"), exist_ok=True)
+    open(lab.path("jobrunner-spool", "keepers", "x.lock"), "a").close()  # of a keeper that was killed
     first = {"Job": {**record(["sleep", "600"], int(name[24:36])), **job}, "Keeper": "x.lock"}
     with open(os.path.join(folder, "log"), "wb") as file:
         for line in (first, *lines):
@@ -298,6 +300,20 @@ def test_damaged_and_foreign_files_in_the_spool_are_named_and_nothing_else_is_lo
     assert os.path.exists("/etc") and os.path.exists(os.path.join(left[2], "thesis"))
     assert not os.path.exists(os.path.join(jobs, "81b8.3"))
     assert "Traceback" not in lab.log("client.py.log")
+
+
+def test_after_a_reboot_what_may_runs_again_with_minus_2_and_what_was_never_started_runs_whatever_it_is(lab, desk):
+    spool_run(lab, run_name(1), {"Pid": 99999999, "StartTime": 1.7e9, "Clock": 5.0, "Started": 5.0, "Boot": "another"})
+    spool_run(lab, run_name(2), {"Pid": 99999999, "StartTime": 1.7e9, "Clock": 5.0, "Started": 5.0, "Boot": "another"},
+              Rerunable=False)  # fmt: skip
+    folder = spool_run(lab, run_name(3), Rerunable=False)
+    log = os.path.join(folder, "log")
+    lab.write(log, read(log).replace("x.lock", "ended-in-peace.lock"))
+    server = desk()
+    lab.client(server.url)
+    until(lambda: len(server.reports) == 3, "all to be reported")
+    ends = {report["ID"][-1]: (report["Status"], report["ExitStatus"]) for report in server.reports}
+    assert ends == {"1": ("released", -2), "2": ("lost", -103), "3": ("released", -8)}
 
 
 def test_a_line_after_a_torn_one_is_whole(tmp_path):
