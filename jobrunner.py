@@ -2728,7 +2728,7 @@ def _follow(options: argparse.Namespace, api: ServerApi) -> int:
     key, other = ("StdErr", "err"), ("StdOut", "out")
     key, other = (key, other) if options.e else (other, key)
     asked: Record = {"id": options.job, "wait": 30, key[1]: 0, other[1]: 10**17, "run": 0}  # nothing of the other
-    said = ""
+    said, left_out = "", 0
     while True:
         output = _ask(api, "/output", query=asked, timeout=90)
         piece = output.get(key[0])
@@ -2736,12 +2736,18 @@ def _follow(options: argparse.Namespace, api: ServerApi) -> int:
             _out_bytes(_ask(api, "/output", query={"id": options.job})[key[0]])
         if piece:
             again, skipped = output["Run"] != asked["run"], piece["At"] - asked[key[1]]
-            if asked["run"] and (again or skipped > 0):
-                words = f"run {output['Run']} begins" if again else f"{skipped} bytes left out"
-                print(f"jobrunner: job {options.job}: {words}", file=sys.stderr)
+            if asked["run"] and again:
+                print(f"jobrunner: job {options.job}: run {output['Run']} begins", file=sys.stderr)
+            elif asked["run"] and skipped > 0:
+                left_out += skipped
             _out_bytes(piece["Text"])
             asked.update({key[1]: piece["Next"], "run": output["Run"]})
         if output["State"] == "F":
+            if left_out:
+                words = f"{left_out} bytes left out, since it printed faster than could be sent"
+                print(
+                    f"jobrunner: job {options.job}: {words}; all are in its file on {output['Host']}", file=sys.stderr
+                )
             return 0
         words = "" if output["State"] == "R" and not output["Original"] else STATE_WORDS[output["State"]]
         if output["Original"]:

@@ -612,7 +612,7 @@ def test_when_the_keeper_is_killed_its_jobs_go_on_and_are_run_again_or_lost_but_
     for name in jobs:
         lab.write(f"{name}.go", "")
     lost = server.over(once)
-    assert (lost["Status"], lost["ExitStatus"], lost["RunCount"]) == ("lost", -103, 1) and "unseen" in lost["Comment"]
+    assert (lost["Status"], lost["ExitStatus"], lost["RunCount"]) == ("lost", -103, 1) and "must not run twice" in lost["Comment"]
     reruns = [server.over(number) for number in again]
     assert [(job["Status"], job["ExitStatus"], job["RunCount"]) for job in reruns] == [("finished", 0, 2)] * 4
     assert [len(pids(lab.path(name))) for name in jobs] == [1, 2, 2, 2, 2]
