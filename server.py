@@ -114,10 +114,12 @@ LONGEST_POLL = 60  # s a /request is held open at most, whatever Wait says
 MAX_STARTS = 20  # a job that was started so often and never ended is held
 RETRIED_STATUSES = ("failed", "dead")  # what Retries are for; who is over a limit would be over it again
 _GIVEN_UP = ("released", "refused", "deleted")  # Status of reports that say nothing about how a job ends by itself
+_RAN_STATUSES = ("finished", "timeout", "dead", "memory", "cputime")  # those of jobs that were started for sure
 _NEVER_RUN_EXITS = (EXIT_ABORTED, EXIT_DEPENDENCY)
 RETRY_FIRST, RETRY_LAST = 30, 3600  # s before the first retry; each pause is twice the one before, up to the last
 NODE_FORGOTTEN = 30 * 86400  # s of silence after which a client is not listed any more
 BAD_HOST = 3  # jobs in a row that could not be started on a host, after which it is given no more
+SURELY_STARTED = 10  # s after its lease that a job which has not been reported was started
 MAX_EARLIER = 8  # runs of a job, given up as lost, that are remembered
 CLOCK_JUMP = 5  # s between two looks that make it a clock somebody has set
 MAX_HISTORY = 50  # lines kept of a job's history
@@ -823,6 +825,11 @@ class Node:
         return False
 
     @property
+    def stopped(self) -> bool:
+        """True after the farewell of a client that was stopped; the jobs it left go on."""
+        return self.info.get("Stopped") is True
+
+    @property
     def pause(self) -> str:
         """Why it takes no jobs just now, as it says itself; "" = it does."""
         words = self.info.get("Pause")
@@ -1497,6 +1504,7 @@ class Queue:
         ] = {}  # {id: lease} of the jobs of our clients that ran when the server was started
         self.followed: Dict[str, Followed] = {}  # by ID: running jobs whose output somebody reads
         self.refusals: Dict[str, str] = {}  # by host: why it refused what it refused last
+        self.unstartable: Dict[int, Set[str]] = {}  # by Number of an array: the hosts on which it could not be started
         self.misstarts: Dict[str, Dict[str, str]] = {}  # by host: {id: comment} of those it could not start, in a row
         self.tidy_at = 0.0
         self.snapshot_lock = threading.Lock()
@@ -2148,6 +2156,8 @@ class Queue:
         if report.get("ExitStatus") not in (EXIT_NOT_STARTED, EXIT_NO_OUTPUT):
             self.misstarts.pop(run.host, None)
             return []
+        if self._is_its_own_fault(run):
+            return []
         failed = self.misstarts.setdefault(run.host, {})
         failed[run.id] = report.get("Comment") or ""
         if len(failed) < self.offline_after or run.host in self.marks:
@@ -2156,6 +2166,23 @@ class Queue:
         log.warning("node.bad host=%s: %s", run.host, words)
         mark = Mark(run.host, False, f"{words}; pbsnodes -r {run.host} returns it")
         return [self._put(None, mark)]
+
+    def _is_its_own_fault(self, run: Job) -> bool:
+        """True of a subjob that could not be started where others of its array could not be on another host, and none
+        ever was anywhere: a name that is mistyped must not close the whole room."""
+        if run.index is None:
+            return False
+        hosts = self.unstartable.setdefault(run.number, set())
+        hosts.add(run.host)
+        while len(self.unstartable) > 1000:
+            del self.unstartable[next(iter(self.unstartable))]
+        statuses, moment = self.arrays[run.number].statuses, self.clock()
+        if len(hosts) < 2 or any(statuses.get(status) for status in _RAN_STATUSES):
+            return False
+        running = (self.jobs[job_id] for ids in self.leased.values() for job_id in ids)
+        return not any(
+            job.number == run.number and moment - (job.start_time or moment) > SURELY_STARTED for job in running
+        )
 
     def _still_running(self, job: Job, host: str) -> Optional[Job]:
         """The job as running, if its latest run may still be: also one that was given up, but that nobody else has
@@ -2821,7 +2848,7 @@ class Queue:
         return self._moved(job, "lose", end_time=self.clock(), **over)
 
     def _watch_node(self, node: Node, moment: float) -> None:
-        silent = not node.polls and moment - node.last_seen > self.node_timeout
+        silent = node.stopped or (not node.polls and moment - node.last_seen > self.node_timeout)
         if silent and not node.down:
             log.warning("node.down host=%s silent=%d", node.host, moment - node.last_seen)
         node.down = silent
@@ -2893,7 +2920,12 @@ class Queue:
         if arrays:
             return self.arrays[self.array_ids[arrays[0]]]
         if not ids:
-            raise UnknownJob(f"there is no job {name}: qstat -x lists all there are")
+            number = _JOB_NAME.match(name)
+            gone = (
+                number and 0 < int(number.group(1)) < self.next_number and self.arrays.get(int(number.group(1))) is None
+            )
+            words = "it is over and has left the database (--keep-finished)" if gone else "qstat -x lists all there are"
+            raise UnknownJob(f"there is no job {name}: {words}")
         return self.jobs[ids[0]]
 
     def _all_of_name(self, name: str) -> List[Job]:
@@ -2954,11 +2986,7 @@ class Queue:
         up, reasons = [node for node in nodes if self._takes_jobs(node)], self._limit_words(need)
         fitting = [node for node in up if need.fits(node, max(node.slots, 1))]
         if not up:
-            pauses = "; ".join(sorted({f"{node.host}: {node.pause}" for node in nodes if node.pause}))
-            offline = "every client that is connected is offline" + f" or takes no jobs just now ({pauses})" * bool(
-                pauses
-            )
-            reasons.append(offline if nodes else "no client is connected")
+            reasons.append(_not_now("that is connected", nodes) if nodes else "no client is connected")
         elif not fitting:
             reasons += self._unmet(need, up, nodes) or ["no client has all that it needs together"]
         elif not reasons and any(node.host not in need.failed_on for node in fitting) and need.failed_on:
@@ -2973,10 +3001,8 @@ class Queue:
             found.append(f"needs {need.ncpus} slots: no client has so many")
         for word in need.requires:
             if not any(word in node.properties for node in up):
-                offline = any(word in node.properties for node in connected)
-                found.append(
-                    f"needs {word}: {'every client that has it is offline' if offline else 'no client has it'}"
-                )
+                having = [node for node in connected if word in node.properties]
+                found.append(f"needs {word}: {_not_now('that has it', having) if having else 'no client has it'}")
         if all(node.queues is not None and need.queue not in node.queues for node in up):
             found.append(f"no client serves queue {need.queue}")
         if all(node.host in need.refused_by for node in up):
@@ -3447,6 +3473,13 @@ def _is_range(name: str) -> bool:
     """True for `17[1-9]`."""
     words = _JOB_NAME.match(name)
     return bool(words and words.group(3) and not words.group(3).isdigit())
+
+
+def _not_now(which: str, nodes: List[Node]) -> str:
+    """Why none of these clients takes a job that they could run."""
+    pauses = "; ".join(sorted({f"{node.host}: {node.pause}" for node in nodes if node.pause}))
+    offline = "" if all(node.pause for node in nodes) else "is offline"
+    return f"every client {which} " + " or ".join(filter(None, [offline, pauses and f"takes no jobs now ({pauses})"]))
 
 
 def _stop_signal(job_id: str, job: Optional[Job]) -> Dict[str, Any]:
@@ -5177,6 +5210,11 @@ def say_where(server: Server, bind: str) -> None:
     print("\n".join(lines), flush=True)
     if tokens.known is not None:
         log.info("access.tokens file=%s tokens=%d", tokens.path, len(tokens.known))
+        with contextlib.suppress(OSError):
+            if not WINDOWS and os.stat(tokens.path).st_mode & 0o022:
+                log.warning(
+                    "access.tokens file=%s: others may write to it, and so let themselves in: chmod 600 it", tokens.path
+                )
     elif not (bind in LOOPBACK or bind == "localhost" or bind.startswith("127.")):
         log.warning("access.open port=%d: there are no tokens, so anybody who reaches this port can run programs on "
                     "every client: end that with `python server.py --make-tokens`", port)  # fmt: skip

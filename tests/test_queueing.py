@@ -1257,6 +1257,31 @@ def test_a_host_that_cannot_start_three_jobs_in_a_row_is_offline_until_it_is_ret
     assert len(lab.poll("bad")) == 1
 
 
+def test_an_array_that_cannot_be_started_anywhere_takes_one_host_offline_and_not_the_room(lab):
+    lab.add({"Params": ["jaav", "{index}"], "Array": "1-20"})
+    for _ in range(3):
+        not_started(lab, "a")
+    for host in "bcb":
+        for _ in range(3):
+            not_started(lab, host)
+    assert sorted(lab.queue.marks) == ["a"]
+    lab.end(lab.start("d"), 0)  # so it can be, and b and c are at fault
+    for _ in range(3):
+        not_started(lab, "b")
+    assert sorted(lab.queue.marks) == ["a", "b"]
+
+
+def test_a_client_that_says_farewell_is_down_at_once_and_up_when_it_is_started_again(lab):
+    node = {"Client": "1", "Session": "1"}
+    lab.poll("pc", slots=0, **node)
+    lab.poll("pc", slots=0, **node, Stopped=True)
+    lab.pass_time(1)
+    assert lab.queue.node_records()[0]["State"] == "down"
+    lab.poll("pc", slots=0, Client="1", Session="2")
+    lab.pass_time(1)
+    assert lab.queue.node_records()[0]["State"] == "free"
+
+
 def test_one_job_that_cannot_be_started_is_no_bad_host_however_often_it_is_tried(lab):
     lab.add("x", Retries=9)
     for _ in range(4):
@@ -1325,7 +1350,11 @@ def test_a_client_that_pauses_says_why_and_is_not_waited_for(lab):
     lab.poll("pc", slots=0, Slots=2, Pause="outside --hours 19:00-07:00")
     (node,) = lab.queue.node_records()
     assert (node["State"], node["Comment"]) == ("busy", "outside --hours 19:00-07:00")
-    assert "pc: outside --hours 19:00-07:00" in lab.queue.why_queued(lab.job(1))
+    why = "takes no jobs now (pc: outside --hours 19:00-07:00)"
+    assert lab.queue.why_queued(lab.job(1)) == f"every client that is connected {why}"
+    lab.add("y", Requires=["host=pc"])
+    lab.poll("other", slots=0)
+    assert lab.queue.why_queued(lab.job(2)) == f"needs host=pc: every client that has it {why}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
