@@ -5210,11 +5210,6 @@ def say_where(server: Server, bind: str) -> None:
     print("\n".join(lines), flush=True)
     if tokens.known is not None:
         log.info("access.tokens file=%s tokens=%d", tokens.path, len(tokens.known))
-        with contextlib.suppress(OSError):
-            if not WINDOWS and os.stat(tokens.path).st_mode & 0o022:
-                log.warning(
-                    "access.tokens file=%s: others may write to it, and so let themselves in: chmod 600 it", tokens.path
-                )
     elif not (bind in LOOPBACK or bind == "localhost" or bind.startswith("127.")):
         log.warning("access.open port=%d: there are no tokens, so anybody who reaches this port can run programs on "
                     "every client: end that with `python server.py --make-tokens`", port)  # fmt: skip
