@@ -84,6 +84,7 @@ HEARTBEAT_DELAY = 0.5  # s before a client without a free slot polls again: shor
 ORIGINAL_POLL = 5  # s between requests to the original's server, which holds none open
 OUTPUT_TAIL = 64 * 1024  # bytes of each output that go to the server
 LIMIT_SAMPLE = 10  # s between samples when a job here has a limit on memory or cputime
+KEEPER_AGAIN = 5  # s after which a keeper that could not be started again is tried once more
 KILL_AGAIN = 5  # s after which a kill that did not help is tried again
 ORPHAN_POLL = 2.0  # s between looks at the process of a job whose keeper is gone
 ADOPTED_POLL = 0.25  # s between looks at the folder of a job that another client's keeper has
@@ -583,19 +584,20 @@ class AllowList:
         try:
             found = os.stat(path)
             state = found.st_mtime_ns, found.st_size, found.st_ino, found.st_mode
-            if path not in self.read or self.read[path][0] != state:
+            known = self.read.get(path)  # looked up once: other threads look at the files, too
+            if known is None or known[0] != state:
                 self._judge(path, found.st_mode)
                 with open(path, encoding="utf-8-sig") as file:
                     lines = [line.strip() for line in file.read(1 << 20).split("\n")]
                 prefixes = [split_words(line) for line in lines if line and not line.startswith("#")]
                 if not prefixes:
                     raise BadRequest("it names no command")
-                self.read[path] = state, prefixes
+                known = self.read[path] = state, prefixes
+            return known[1]
         except (OSError, UnicodeError, BadRequest) as error:
             self.read.pop(path, None)
             words = os_words(error) if isinstance(error, OSError) else str(error)
             raise BadRequest(f"cannot go by --allow-file {path}: {words}; nothing may run until it is right") from None
-        return self.read[path][1]
 
     def _judge(self, path: str, mode: int) -> None:
         """Raises BadRequest for a file that jobs or other people could change."""
@@ -1672,14 +1674,17 @@ class Agent:
         """Seconds until the main thread has something to look at; the caller holds the lock."""
         clock, due = self.clock(), [1.0]
         for run in self.runs.values():
-            due.append((run.kill_at if run.kill_at is not None else run.deadline) - clock)
+            if run.kill_at is not None:
+                due.append(run.kill_at - clock)
+            elif run.pid:  # before that, its walltime is not judged
+                due.append(run.deadline - clock)
             if run.adopted or run.end is not None:
                 due.append(ADOPTED_POLL)
         return max(0.0, min(due))
 
     def _stop(self) -> None:
         with self.lock:
-            running = [run for run in self.runs.values()]
+            running = list(self.runs.values())
         if self.options.on_stop == "kill":
             for run in running:
                 self._end(run, "released")
@@ -1812,7 +1817,9 @@ class Agent:
         with self.connecting:
             if self.wire is None:
                 wire = connect(self.api, self.options.hostname, self.node)
-                self.wire, self.carries_reports = wire, not wire.one_at_a_time and not self.one_by_one
+                with self.lock:
+                    self.wire, self.carries_reports = wire, not wire.one_at_a_time and not self.one_by_one
+                    self.report_news.notify()  # what waited for a request may now be the reporter's
                 original = " (the original's: one job at a time, no signals)" if wire.one_at_a_time else ""
                 self.log.info("server.%s url=%s%s", "back" if self.away.failures else "found", self.api.url, original)
                 if wire.is_open and not self.allow.own and not self.allow.files:
@@ -1911,15 +1918,25 @@ class Agent:
                 words = self._disk_full_words(words) if disk_full(error) else words
             return self._never_ran(job, "failed", EXIT_NOT_STARTED, words)
         run.watch = self._dead_watch(job)
+        if not self._give_to_keeper(run, order):
+            self._unmake(run)
+            words = f"given back: the keeper on {host} has died, and the next one is not ready yet"
+            return self._never_ran(job, "released", EXIT_NOT_STARTED, words)
+        self.log.debug("job.start job=%s params=%r", job, job.params)
+
+    def _give_to_keeper(self, run: Run, order: bytes) -> bool:
+        """False = there is no keeper that is known to have its lock: nobody after us could tell whether it lives."""
         with self.lock:
+            if not self.keeper_ready or run.keeper != self.keeper_name:
+                return False
             self.runs[run.folder] = run
             try:
                 os.write(self.keeper.stdin.fileno(), order) if len(order) < 4096 else self._write_all(order)
             except OSError:
-                pass  # the keeper is gone: _keeper_loop finds that out, and starts it again with a new one
+                pass  # it has just died: _keeper_loop, which is about to learn it, takes the run for an orphan
             if run.deadline - run.began < 2:
                 self.main_news.notify()  # it looks every second by itself
-        self.log.debug("job.start job=%s params=%r", job, job.params)
+        return True
 
     def _disk_full_words(self, words: str) -> str:
         return f"the disk of {self.options.hostname} is full: {words}"
@@ -1945,7 +1962,8 @@ class Agent:
         run.outputs = self._outputs(job)
         if job.number and "TMPDIR" not in job.env:
             run.temp = self.temp.take()
-        run.folder = self.spool.make(job, {"Keeper": self.keeper_name, "Temp": run.temp, **run.outputs})
+        run.keeper = self.keeper_name
+        run.folder = self.spool.make(job, {"Keeper": run.keeper, "Temp": run.temp, **run.outputs})
         params = job.params
         if is_script(job):
             path = os.path.join(run.folder, script_file(job.script_name))
@@ -2005,19 +2023,19 @@ class Agent:
         """Starts the keeper; raises JobrunnerError if this Python cannot start itself."""
         self.keeper_name = f"{os.getpid()}-{os.urandom(4).hex()}.lock"
         lock_path = os.path.join(self.spool.keepers, self.keeper_name)
+        environ = {name: text for name, text in os.environ.items() if name != jobrunner.TOKEN_VARIABLE}  # jobs see it
         try:
-            # -S and -E: it needs nothing but the standard library, and takes 5 MB less.  Imported, not run as a script:
-            # so Python takes the compiled file, where it could keep one, and 4 MB less again.
+            # -S: it needs nothing but the standard library, and takes 5 MB less.  -I: what lies in the folder it runs in,
+            # say somebody's queue.py, is no part of that.  Imported, not run as a script: so Python takes the compiled
+            # file, where it could keep one, and 4 MB less again.
             here = os.path.dirname(os.path.abspath(__file__))
             code = f"import sys; sys.path.insert(0, {here!r}); import client; sys.exit(client.keep(*sys.argv[1:]))"
             self.keeper = subprocess.Popen(
-                [sys.executable, "-S", "-E", "-c", code, lock_path, str(self.options.nice)],
+                [sys.executable, "-S", "-I", "-c", code, lock_path, str(self.options.nice)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env={
-                    name: text for name, text in os.environ.items() if name != jobrunner.TOKEN_VARIABLE
-                },  # jobs see it
+                env=environ,
                 **self.tools.popen,
             )
         except OSError as error:
@@ -2053,7 +2071,12 @@ class Agent:
                 run.adopted, run.keeper = True, name
         if self.clock() < began + 1:
             time.sleep(1)  # whatever it dies of, it would again at once
-        self._start_keeper()
+        while True:
+            try:
+                return self._start_keeper()
+            except JobrunnerError as error:  # no memory for a process just now, say
+                self.log.error("keeper.failed: %s; tried again in %d s", error, KEEPER_AGAIN)
+                time.sleep(KEEPER_AGAIN)
 
     def _over(self, folder: str, end: Dict[str, Any]) -> None:
         """A run is over: its slot is free, and its report goes to the outbox."""
@@ -2114,8 +2137,9 @@ class Agent:
         steps = [self.options.usage_interval]
         if self.options.dead_after:
             steps.append(max(0.2, self.options.dead_after * 60 / 4))
-        if any(run.job.memory or run.job.cputime for run in self.runs.values()):
-            steps.append(LIMIT_SAMPLE)
+        with self.lock:
+            if any(run.job.memory or run.job.cputime for run in self.runs.values()):
+                steps.append(LIMIT_SAMPLE)
         return min(steps)
 
     def _sample(self, runs: List[Run]) -> None:
@@ -2206,8 +2230,10 @@ class Agent:
         """True while processes of a job's group or tree are there that its own process has left behind; they have the
         same time to end as it had, and are killed then.  (Windows: taskkill /T has ended the tree from its root.)"""
         processes = {} if WINDOWS else self.tools.snapshot() or {}
-        # a group whose leader lives is a stranger's by now: ours is over
-        group = 0 if run.pid in processes and not processes[run.pid].zombie else run.pid
+        # A group whose leader lives is a stranger's by now: ours is over.  So is one of another boot, whose numbers have
+        # all been given out anew.
+        lives = run.pid in processes and not processes[run.pid].zombie
+        group = 0 if lives or run.started is None else run.pid
         left = [
             process.pid
             for process in processes.values()
@@ -2219,7 +2245,7 @@ class Agent:
         ]
         left = [pid for pid in left if group or pid != run.pid]
         if left and self.clock() >= (run.kill_at or 0):
-            run.killed = True
+            run.killed, run.kill_at = True, self.clock() + KILL_AGAIN
             self.tools.kill(run.pid if group else left[0], left)
         return bool(left)
 

@@ -611,3 +611,65 @@ def test_a_full_disk_is_said_by_name_and_ends_nobody(lab, desk, tmp_path):
             process.kill(), process.wait()
         lab._end_jobs()
         subprocess.call(["umount", "-l", lab.path("small")])
+
+
+# -- what goes wrong around the client --------------------------------------------------------------------------------
+
+
+def test_a_file_of_the_working_directory_is_no_module_of_the_keeper(lab, desk):
+    for name in ("selectors", "json", "client"):
+        lab.write(f"{name}.py", "raise SystemExit('a stranger')\n")
+    server = desk(record(["true"], 1))
+    lab.client(server.url)
+    assert server.report()["Status"] == "finished"
+
+
+def bare_agent(**more):
+    agent = client.Agent.__new__(client.Agent)
+    agent.log, agent.lock, agent.clock = logging.getLogger("test"), threading.RLock(), time.monotonic
+    agent.tools, agent.runs = client.LinuxTools(agent.log), {}
+    vars(agent).update(more)
+    return agent
+
+
+def test_no_order_goes_to_a_keeper_that_has_died_or_is_not_ready(tmp_path):
+    read_end, write_end = os.pipe()
+    with os.fdopen(read_end, "rb"), os.fdopen(write_end, "wb") as orders:
+        agent = bare_agent(keeper=argparse.Namespace(stdin=orders), keeper_name="new.lock", keeper_ready=False)
+        run = client.Run(Job(["a"]), "folder", 0.0)
+        run.keeper = "new.lock"
+        assert not agent._give_to_keeper(run, b"order\n") and not agent.runs
+        agent.keeper_ready, run.keeper = True, "old.lock"
+        assert not agent._give_to_keeper(run, b"order\n") and not agent.runs
+        run.keeper = "new.lock"
+        assert agent._give_to_keeper(run, b"order\n") and agent.runs == {"folder": run}
+        assert os.read(read_end, 99) == b"order\n"
+
+
+@pytest.mark.parametrize("same_boot", [True, False])
+def test_a_group_with_a_runs_number_is_the_runs_only_in_the_boot_it_ran_in(lab, same_boot):
+    lab.write("pid", "")
+    leader = subprocess.Popen(["sh", "-c", "sleep 600 & echo $! >pid"], cwd=lab.folder, start_new_session=True)
+    leader.wait()
+    left = int(read(lab.path("pid")))
+    agent = bare_agent()
+    run = client.Run(Job(["a"]), "folder", 0.0)
+    run.pid, run.ending, run.kill_at = leader.pid, "deleted", 0.0
+    run.started = client.boot_clock() if same_boot else None
+    try:
+        assert agent._something_is_left(run) is same_boot
+        if same_boot:
+            assert run.kill_at > time.monotonic()  # what does not go is not killed without a pause
+            until(lambda: not alive(left), "it to be killed")
+        assert alive(left) is not same_boot
+    finally:
+        if not same_boot:
+            os.kill(left, 9)
+
+
+def test_the_main_thread_does_not_spin_for_a_run_that_its_keeper_has_not_begun_in_time():
+    agent = bare_agent()
+    run = agent.runs["a"] = client.Run(Job(["a"], runtime=1), "a", agent.clock() - 60)
+    assert agent._until_next() > 0
+    run.pid = 10
+    assert agent._until_next() == 0
