@@ -767,7 +767,8 @@ def keep(lock_path: str, priority: str = "0") -> int:
     keeper._say({"Ready": True})
     (_keep_windows if WINDOWS else _keep_linux)(keeper)
     lock.release()
-    os.remove(lock_path)
+    with contextlib.suppress(FileNotFoundError):  # the spool is gone
+        os.remove(lock_path)
     return 0
 
 
@@ -928,7 +929,7 @@ class Spool:
     def __init__(self, path: str, log: Any, machine: str):
         self.path, self.log, self.machine = os.path.abspath(path), log, machine
         folders = [os.path.join(self.path, name) for name in ("jobs", "output", "keepers", "nodes")]
-        self.jobs, self.output, self.keepers, self.nodes = folders
+        self.jobs, self.output, self.keepers, self.nodes = self.folders = folders
         try:
             for folder in folders:
                 os.makedirs(folder, mode=0o700, exist_ok=True)
@@ -973,6 +974,15 @@ class Spool:
             file.write(f"{self.client} {self.machine}\n")
         jobrunner.replace_file(path + ".new", path)
         return self.client
+
+    def is_gone(self) -> bool:
+        """True if somebody has removed the spool, or put another one in its place: what is written there from now on
+        is known to no later client.  (Windows removes no file that is open, so there the lock is the one it was.)"""
+        try:
+            held, found = os.fstat(self.lock.file.fileno()), os.stat(self.lock.file.name)
+        except OSError:
+            return True
+        return not (WINDOWS or os.path.samestat(held, found)) or not all(map(os.path.isdir, self.folders))
 
     def make(self, job: Job, notes: Dict[str, Any]) -> str:
         """The folder of a run, with the job in its log and what else is to be known of the run; raises OSError."""
@@ -1334,6 +1344,7 @@ class Run:
     killed       it was killed, not just asked
     members      {pid: start} of its tree when it was asked to end
     end          {}   how its own process ended, while the rest of its tree is given the time to do so too
+    orphan_since s, awake clock: when its keeper was first known to be gone; None = it is not
     log_size     bytes of its log when it was last read
     follow       {"StdOut": offset, "StdErr": offset} up to where its outputs are streamed; None = nobody reads them
     """
@@ -1356,6 +1367,7 @@ class Run:
         self.members: Dict[int, Optional[float]] = {}
         self.end: Optional[Dict[str, Any]] = None
         self.looked_at = clock
+        self.orphan_since: Optional[float] = None
         self.log_size = -1
         self.follow: Optional[Dict[str, int]] = None
         self.follow_at = 0.0
@@ -1613,6 +1625,7 @@ class Agent:
         self.more_to_come = False  # jobs wait for their time
         self.done = False  # --until-empty found nothing more
         self.sampled_at = self.clock()
+        self.orphans_seen: Tuple[float, Optional[Dict[int, Process]]] = (-1e9, None)  # when, snapshot
         self.node = {
             "Client": spool.client,
             "Session": os.urandom(8).hex(),
@@ -1894,15 +1907,15 @@ class Agent:
         if job.fill:
             job = job.but(params=fill(job, host, self.options.max_jobs, self._total_memory()))
         if self.stopping:
-            return self._never_ran(job, "released", EXIT_NOT_STARTED, f"given back: the client on {host} was stopped")
+            return self._give_back(job, f"the client on {host} was stopped")
         if self.options.hours and not in_hours(self.options.hours, minute_of_day(self.wall())):
-            words = f"given back: {host} takes jobs only in its hours, {self.options.hours.text}"
-            return self._never_ran(job, "released", EXIT_NOT_STARTED, words)
+            return self._give_back(job, f"{host} takes jobs only in its hours, {self.options.hours.text}")
+        if self.spool.is_gone():
+            return self._give_back_and_pause(job, f"{host} has lost its spool {self.spool.path}")
         try:
             prefixes = self.allow.prefixes()
         except BadRequest as error:
-            self._look_around(again=True)
-            return self._never_ran(job, "released", EXIT_NOT_STARTED, f"given back: {host} {error}")
+            return self._give_back_and_pause(job, f"{host} {error}")
         if prefixes is not None and (is_script(job) or not allowed(job.params, prefixes)):
             words = " or ".join(repr(" ".join(prefix)) for prefix in prefixes[:20])
             words = f"{host} runs only what starts with {words}" + ", and no script" * is_script(job)
@@ -1912,6 +1925,8 @@ class Agent:
             order = json.dumps(self._prepare(run)).encode() + b"\n"
         except (OSError, ValueError, BadRequest) as error:
             self._unmake(run)
+            if self.spool.is_gone():
+                return self._give_back_and_pause(job, f"{host} has lost its spool {self.spool.path}")
             words = f"cannot start {job.title}: {error}"
             if isinstance(error, OSError):
                 words = f"cannot make {error.filename or self.spool.path}, which it needs: {os_words(error)}"
@@ -1920,8 +1935,7 @@ class Agent:
         run.watch = self._dead_watch(job)
         if not self._give_to_keeper(run, order):
             self._unmake(run)
-            words = f"given back: the keeper on {host} has died, and the next one is not ready yet"
-            return self._never_ran(job, "released", EXIT_NOT_STARTED, words)
+            return self._give_back(job, f"the keeper on {host} has died, and the next one is not ready yet")
         self.log.debug("job.start job=%s params=%r", job, job.params)
 
     def _give_to_keeper(self, run: Run, order: bytes) -> bool:
@@ -2009,6 +2023,14 @@ class Agent:
             return None
         step = self._sample_step()
         return DeadWatch(self.options.dead_after * 60, self.options.min_cpu_percent, gap=max(3 * step, step + 10))
+
+    def _give_back(self, job: Job, words: str) -> None:
+        self._never_ran(job, "released", EXIT_NOT_STARTED, f"given back: {words}")
+
+    def _give_back_and_pause(self, job: Job, words: str) -> None:
+        """The pause first: or the next request would ask for the same job."""
+        self._look_around(again=True)
+        self._give_back(job, words)
 
     def _never_ran(self, job: Job, status: str, exit_status: Optional[int], comment: str) -> None:
         self.log.warning("job.%s job=%s: %s", status, job, comment)
@@ -2256,17 +2278,24 @@ class Agent:
         clock = self.clock()
         if again or clock >= self.looked_around_at + GUEST_STEP:
             self.looked_around_at = clock
-            words = pause_words(self.options, self.spool.path, self.wall())
-            try:
-                self.allow.prefixes()
-            except BadRequest as error:
-                words = words or str(error)
+            words = self._pause_words()
             with self.lock:
                 changed = bool(words) != bool(self.pause)
                 self.pause = self.node["Pause"] = words
                 if changed:
                     self.log.info("client.%s", f"pause: {words}" if words else "takes jobs")
                     self._slot_freed()
+
+    def _pause_words(self) -> str:
+        if self.spool.is_gone():
+            words = f"its spool {self.spool.path} is gone: start the client again"
+            self._say_once(f"spool.gone: {words}; the jobs that run are watched and reported")
+            return words
+        try:
+            self.allow.prefixes()
+        except BadRequest as error:
+            return str(error)
+        return pause_words(self.options, self.spool.path, self.wall())
 
     def _sweep_now_and_then(self) -> None:
         """Removes outputs that are old enough; not before the runs here are known."""
@@ -2459,7 +2488,7 @@ class Agent:
         if processes is None:
             if self.clock() < run.looked_at + ORPHAN_POLL:
                 return None
-            processes, run.looked_at = self.tools.snapshot(), self.clock()
+            processes, run.looked_at = self._orphans_snapshot(run), self.clock()
         if processes is None:
             return None
         process = processes.get(run.pid)
@@ -2477,6 +2506,15 @@ class Agent:
             return {"Status": "released", "ExitStatus": EXIT_GONE, "Comment": words}
         words = f"its process was gone when the client on {host} came back, and it must not run twice"
         return {"Status": "lost", "ExitStatus": EXIT_LOST, "Comment": words}
+
+    def _orphans_snapshot(self, run: Run) -> Optional[Dict[int, Process]]:
+        """One for all orphans of a round; but taken since this run's keeper was known to be gone, which may have started
+        its process as its last deed."""
+        taken, processes = self.orphans_seen
+        if run.orphan_since is None or taken < max(run.orphan_since, self.clock() - ADOPTED_POLL):
+            run.orphan_since = self.clock() if run.orphan_since is None else run.orphan_since
+            taken, processes = self.orphans_seen = self.clock(), self.tools.snapshot()
+        return processes
 
     # -- reporting
 

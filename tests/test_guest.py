@@ -616,6 +616,34 @@ def test_a_full_disk_is_said_by_name_and_ends_nobody(lab, desk, tmp_path):
 # -- what goes wrong around the client --------------------------------------------------------------------------------
 
 
+def test_a_client_whose_spool_is_gone_gives_back_what_comes_and_goes_on_with_what_runs(lab, desk):
+    server = desk(record(shell('until [ -e "$1" ]; do sleep 0.05; done; exit 7', lab.path("go")), 1))
+    lab.client(server.url)
+    until(lambda: server.running() and server.running()[0]["Seconds"], "the job to run")
+    os.rename(lab.path("jobrunner-spool"), lab.path("gone"))
+    server.jobs.append(record(["true"], 2))
+    told = server.report()
+    assert (told["ID"][-1], told["Status"], told["ExitStatus"]) == ("2", "released", -8)
+    assert "has lost its spool" in told["Comment"]
+    until(lambda: server.node()["Pause"], "it to pause")
+    assert server.node()["Pause"] == f"its spool {lab.path('jobrunner-spool')} is gone: start the client again"
+    lab.write("go", "")
+    told = server.report(1)
+    assert (told["ID"][-1], told["Status"], told["ExitStatus"]) == ("1", "failed", 7)
+    assert [line.count("spool.gone") for line in warned(lab) if "spool." in line] == [1]
+
+
+@pytest.mark.parametrize("lost", ["", "lock", "jobs", "output"])
+def test_a_spool_is_gone_when_a_part_of_it_is_and_when_another_is_in_its_place(tmp_path, lost):
+    spool = client.Spool(str(tmp_path / "spool"), logging.getLogger("test"), "here")
+    assert not spool.is_gone()
+    os.rename(tmp_path / "spool" / lost, tmp_path / "away")
+    assert spool.is_gone()
+    if not lost:
+        other = client.Spool(str(tmp_path / "spool"), logging.getLogger("test"), "here")
+        assert spool.is_gone() and not other.is_gone()
+
+
 def test_a_file_of_the_working_directory_is_no_module_of_the_keeper(lab, desk):
     for name in ("selectors", "json", "client"):
         lab.write(f"{name}.py", "raise SystemExit('a stranger')\n")
@@ -673,3 +701,17 @@ def test_the_main_thread_does_not_spin_for_a_run_that_its_keeper_has_not_begun_i
     assert agent._until_next() > 0
     run.pid = 10
     assert agent._until_next() == 0
+
+
+def test_all_orphans_are_looked_for_in_one_snapshot_taken_after_their_keeper_died():
+    taken = []
+    agent = bare_agent(orphans_seen=(-1e9, None), clock=lambda: len(taken) + 0.01)
+    agent.tools = argparse.Namespace(snapshot=lambda: taken.append(1) or {})
+    runs = [client.Run(Job(["a"]), name, 0.0) for name in "abc"]
+    for run in runs:
+        agent._orphans_snapshot(run)
+    assert len(taken) == 3  # each may have been its keeper's last deed
+    agent.clock = lambda: 100.0
+    for run in runs:
+        agent._orphans_snapshot(run)
+    assert len(taken) == 4
