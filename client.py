@@ -1029,8 +1029,9 @@ class Spool:
         remove_tree(folder)
 
     def has_keeper(self, name: str) -> bool:
-        """False if the keeper of that name has ended in peace, which takes its file away, or was never there."""
-        return os.path.exists(os.path.join(self.keepers, _file_name(name)))
+        """False if the keeper of that name has ended in peace, which takes its file away, or was never there; True if
+        that cannot be told, because all files are gone."""
+        return self.is_gone() or os.path.exists(os.path.join(self.keepers, _file_name(name)))
 
     def keeper_lives(self, name: str) -> bool:
         """True if the keeper with that lock file still runs, and so will write down how its jobs end."""
@@ -1650,7 +1651,8 @@ class Agent:
     # -- the whole
 
     def run(self) -> int:
-        """Works until it is stopped, or, with --until-empty, until nothing is left for it."""
+        """Works until it is stopped, or, with --until-empty, until nothing is left for it; raises JobrunnerError where
+        that would be never."""
         self._look_around()
         self._start_keeper()
         self._adopt()
@@ -1663,6 +1665,7 @@ class Agent:
             self._sweep_now_and_then()
             self._watch()
             self.done = self.done or self._is_drained()
+            self._mind_lost_spool()
         if self.stopping:
             self._stop()
         self.temp.close()
@@ -1788,6 +1791,12 @@ class Agent:
         with self.lock:
             late = any(number <= self.drained_at for number in self.open_polls)
             return self.draining and not self.runs and not self.outbox and not late
+
+    def _mind_lost_spool(self) -> None:
+        """Whoever waits for a client with --until-empty need not wait for one that takes no jobs any more."""
+        if self.options.until_empty and self.pause and not self.runs and not self.outbox and self.spool.is_gone():
+            self.temp.close()
+            raise JobrunnerError(f"the spool {self.spool.path} is gone: start the client again, with another --spool")
 
     def _drain(self, drain: bool) -> None:
         """Takes no more jobs, and ends when it has none any more; or goes on, if it was told that before."""
@@ -2235,7 +2244,9 @@ class Agent:
         else:
             stranger = orphan
         if stranger:
-            self.log.warning("job.gone job=%s pid=%d: that is not the job's process: left alone", run.job, run.pid)
+            self.log.warning(
+                "job.gone job=%s pid=%d: it is not known to be the job's process: left alone", run.job, run.pid
+            )
             return None
         return tree(processes, run.pid)
 

@@ -633,12 +633,22 @@ def test_a_client_whose_spool_is_gone_gives_back_what_comes_and_goes_on_with_wha
     assert [line.count("spool.gone") for line in warned(lab) if "spool." in line] == [1]
 
 
+def test_a_client_that_is_waited_for_ends_when_its_spool_is_gone_and_nothing_runs(lab, desk):
+    server = desk()
+    server.extra["Waiting"] = 1
+    worker = lab.client(server.url, "--until-empty")
+    until(lambda: server.requests and server.requests[-1]["Slots"], "it to be ready")
+    os.rename(lab.path("jobrunner-spool"), lab.path("gone"))
+    assert worker.wait(PATIENCE) == 1
+    assert "jobrunner-spool is gone: start the client again" in lab.log("client.py.log").splitlines()[-1]
+
+
 @pytest.mark.parametrize("lost", ["", "lock", "jobs", "output"])
 def test_a_spool_is_gone_when_a_part_of_it_is_and_when_another_is_in_its_place(tmp_path, lost):
     spool = client.Spool(str(tmp_path / "spool"), logging.getLogger("test"), "here")
-    assert not spool.is_gone()
+    assert not spool.is_gone() and not spool.has_keeper("x.lock")
     os.rename(tmp_path / "spool" / lost, tmp_path / "away")
-    assert spool.is_gone()
+    assert spool.is_gone() and spool.has_keeper("x.lock")  # or a run without a process would count as never begun
     if not lost:
         other = client.Spool(str(tmp_path / "spool"), logging.getLogger("test"), "here")
         assert spool.is_gone() and not other.is_gone()
