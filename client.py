@@ -2513,9 +2513,9 @@ class Agent:
             words = f"the client on {host} was ended before it had started it: run again"
             return {"Status": "released", "ExitStatus": EXIT_NOT_STARTED, "Comment": words}
         if run.job.rerunable:
-            words = f"its process was gone when the client on {host} came back ({EXIT_GONE}): run again"
+            words = f"its process on {host} ended unseen ({EXIT_GONE}): run again"
             return {"Status": "released", "ExitStatus": EXIT_GONE, "Comment": words}
-        words = f"its process was gone when the client on {host} came back, and it must not run twice"
+        words = f"its process on {host} ended unseen, and it must not run twice"
         return {"Status": "lost", "ExitStatus": EXIT_LOST, "Comment": words}
 
     def _orphans_snapshot(self, run: Run) -> Optional[Dict[int, Process]]:
