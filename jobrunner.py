@@ -1050,7 +1050,10 @@ class ServerApi:
         token, source = self.renew() if self.renew else ("", "")
         if token:
             self.token_source = source
-            self._authorize("Bearer " + token)
+            try:
+                self._authorize("Bearer " + token)
+            except BadRequest as error:
+                raise ServerRefused(401, str(error)) from None
         return self.headers.get("Authorization") != sent.get("Authorization")
 
     def _send(self, url: str, body: Optional[bytes], headers: Dict[str, str], timeout: float) -> Tuple[int, bytes]:
@@ -1065,7 +1068,7 @@ class ServerApi:
         except urllib.error.HTTPError as error:
             words = self._error_words(error)
             raise ServerRefused(error.code, self._locked_out() if error.code == 401 else words) from None
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, UnicodeError) as error:  # UnicodeError: no host can have that name
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             raise (self._tls and self._tls.refusal(reason) or ServerAway(self._away_words(reason))) from None
 

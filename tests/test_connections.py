@@ -307,6 +307,19 @@ def test_a_server_that_answers_no_handshake_is_not_waited_for(monkeypatch):
             api.call("/status", timeout=3600)
 
 
+def test_a_name_that_can_be_no_hosts_is_a_server_that_is_not_reached():
+    with pytest.raises(ServerAway, match="cannot reach the server"):
+        ServerApi("a..b:80").call("/status")
+
+
+def test_a_token_found_later_does_not_pass_a_proxy_in_plain_either():
+    with Stub(lambda path: (401, {}, b"")) as proxy:
+        api = ServerApi("http://far.example:1", proxy.url, renew=lambda: (TOKEN, "a file"))
+        with pytest.raises(ServerRefused, match="in plain"):
+            api.call("/status")
+        assert len(proxy.asked) == 1 and "Authorization" not in proxy.asked[0][1]
+
+
 def test_a_server_that_hangs_up_may_want_https():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=lambda: listener.accept()[0].close(), daemon=True).start()
