@@ -4061,7 +4061,7 @@ class Tokens:
         self.path = path
         self.known: Optional[List[Tuple[str, Caller]]] = None  # (SHA-256 of the token in hex, whose it is)
         self._stamp = _stamp(path)
-        if self._stamp or needed:
+        if needed or _may_be_there(path):
             self.known = read_tokens(path)
 
     def refresh(self) -> None:
@@ -4108,6 +4108,18 @@ def _stamp(*paths: str) -> Any:
         return [(about.st_mtime_ns, about.st_size, about.st_ino) for about in map(os.stat, paths)]
     except OSError:
         return None
+
+
+def _may_be_there(path: str) -> bool:
+    """False only if nothing goes by that name: a link that leads nowhere, or a folder that must not be looked into, is a
+    file of tokens that cannot be read, and opens no door."""
+    try:
+        os.lstat(path)
+        return True
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
 
 
 def read_tokens(path: str) -> List[Tuple[str, Caller]]:
@@ -4351,7 +4363,8 @@ class Head(NamedTuple):
 
 # Strict, because a proxy before us may understand a crooked head in another way, and let through what it must not.
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~\w-]+) ([!-~\x80-\xff]+) HTTP/1\.(\d)\r\n").fullmatch
-_HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~\w-]+):[ \t]*([\t -~\x80-\xff]*)").fullmatch
+# No two parts that could share a blank out in many ways: a line of blanks with one mistake would take a minute to refuse.
+_HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~\w-]+):([\t -~\x80-\xff]*)").fullmatch
 _ABSOLUTE = re.compile(r"https?://([^/?#]*)", re.IGNORECASE).match  # as sent to proxies
 _ONCE = frozenset((b"content-length", b"transfer-encoding", b"host", b"authorization"))
 
@@ -4407,7 +4420,7 @@ def _headers(block: bytes) -> Tuple[Dict[bytes, bytes], bool]:
         words = _HEADER_LINE(line)
         if not words:
             raise BadHttp(400, "a header line is not Name: value, or holds a character that must not be there")
-        name, value = words[1].lower(), words[2].rstrip(b" \t")
+        name, value = words[1].lower(), words[2].strip(b" \t")
         if name in headers:
             if name in _ONCE:
                 raise BadHttp(400, f"there are two header lines of {name.decode()}: send one")
