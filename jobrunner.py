@@ -1424,12 +1424,20 @@ def start_log(level: str, path: str = "", max_bytes: int = 10 << 20, backups: in
         handler = _log_file(path, max_bytes, backups) if path else None
     except OSError as error:
         raise JobrunnerError(f"cannot write {path}: {os_words(error)}: choose another --log-file") from None
-    logging.basicConfig(
-        level=level.upper(),
-        format="%(asctime)s %(levelname)s %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%SZ",
-        handlers=[handler] if handler else None,
-    )
+
+    class Line(logging.Formatter):
+        def formatMessage(self, record: Any) -> str:
+            return one_line(super().formatMessage(record))
+
+    handler = handler or logging.StreamHandler()
+    handler.setFormatter(Line("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ"))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+def one_line(text: str) -> str:
+    """Text in which line ends and other control characters are written as escapes: a host's name, or what a client said,
+    begins no line of its own in a log, and moves no terminal's cursor."""
+    return re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
 
 
 def _log_file(path: str, max_bytes: int, backups: int) -> Any:
