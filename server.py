@@ -49,6 +49,7 @@ import selectors
 import signal
 import socket
 import socketserver
+import stat
 import sys
 import threading
 import time
@@ -369,6 +370,8 @@ class Store:
         self.journal_bytes = 0
         self.snapshot_bytes = 0
         self.lock = self._lock()
+        for found in (self.path, self.output_path):  # of an earlier version, or made by a person
+            _make_private(found)
 
     def _lock(self) -> FileLock:
         try:
@@ -672,6 +675,13 @@ def _private(path: str, flags: int) -> int:
         with contextlib.suppress(OSError):  # a file system that knows no owners
             os.fchmod(file, 0o600)
     return file
+
+
+def _make_private(path: str) -> None:
+    """Takes from all others what they may do with a file or folder of ours, if it is there."""
+    if not WINDOWS:
+        with contextlib.suppress(OSError):  # not there, another's, or on a file system that knows no owners
+            os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) & 0o700)
 
 
 def _private_folder(path: str) -> None:
@@ -4125,6 +4135,8 @@ def _may_be_there(path: str) -> bool:
 def read_tokens(path: str) -> List[Tuple[str, Caller]]:
     """The tokens in a file; raises JobrunnerError with the line at fault."""
     value, found = _token_records(path), []
+    if not WINDOWS and stat.S_IMODE(os.stat(path).st_mode) & 0o077:
+        log.warning("access.tokens file=%s: others may read or write it: end that with chmod 600", path)
     for place, record in enumerate(value["Tokens"]):
         words = [record.get(key) for key in ("Name", "Role")] if isinstance(record, dict) else [None, None]
         if not all(isinstance(word, str) and word for word in words) or words[1] not in ROLES:

@@ -73,6 +73,20 @@ def test_every_file_is_its_owners_alone_whatever_the_umask_and_whatever_was_ther
     assert set(open_to_all) <= {"server.py.log"}, open_to_all  # which is the test's own
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps such things in the folder")
+def test_what_an_earlier_version_left_open_to_all_is_the_owners_alone_from_the_start(lab):
+    lab.write("jobs.json", '{"Available":{}}')
+    os.makedirs(lab.path("jobs.json.output", "000"))
+    lab.write("jobrunner.tokens", '{"Tokens": []}')
+    for name, mode in (("jobs.json", 0o644), ("jobs.json.output", 0o755), ("jobrunner.tokens", 0o640)):
+        os.chmod(lab.path(name), mode)
+    server = lab.server()
+    modes = [oct(os.stat(lab.path(name)).st_mode & 0o777) for name in ("jobs.json", "jobs.json.output")]
+    assert modes == ["0o600", "0o700"]
+    assert "chmod 600" in lab.log("server.py.log")  # a person's file, which others may have to read
+    assert server.stop() == 0
+
+
 def with_output(server, number):
     """A job that has ended and left some output."""
     server.add(["true"])
