@@ -2010,9 +2010,7 @@ class Agent:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env={
-                    name: text for name, text in os.environ.items() if name != jobrunner.TOKEN_VARIABLE
-                },  # jobs see it
+                env=jobrunner.jobs_environ(os.environ),  # jobs see it
                 **self.tools.popen,
             )
         except OSError as error:

@@ -379,6 +379,31 @@ def test_a_withdrawn_token_is_out_and_a_damaged_file_changes_nothing(server, lab
     until(lambda: status("view") == 200, "the token to be in again")
 
 
+def test_a_token_in_the_servers_url_reaches_neither_jobs_nor_listings(server, lab):
+    """Job 1 has what the client has, job 2 what qsub -V has, job 3 what qsub -v has."""
+
+    def at(role):
+        return {
+            **os.environ,
+            "JOBRUNNER_SERVER": f"http://any:{TOKENS[role]}@localhost:{server.port}",
+            "TMPDIR": lab.folder,
+        }
+
+    for words in ((), ("-V",), ("-v", "JOBRUNNER_SERVER")):
+        code, _, err = lab.command("qsub", *words, "--", "sh", "-c", "env", env=at("submit"))
+        assert code == 0, err
+    code, _, err = lab.command(
+        "qsub", "-v", "JOBRUNNER_TOKEN", "--", "env", env={**at("submit"), "JOBRUNNER_TOKEN": "jr_x"}
+    )
+    assert code != 0 and "jr_x" not in err
+    lab.popen("client.py", "--until-empty", "--allow-prefix", "sh", env=at("agent")).wait(PATIENCE)
+    view = bearer(TOKENS["view"])
+    shown = [ask(server, "GET", f"/output?id={number}", view)[1]["StdOut"] for number in (1, 2, 3)]
+    assert all(f"JOBRUNNER_SERVER=http://localhost:{server.port}\n" in text for text in shown)
+    shown.append(json.dumps(ask(server, "GET", "/jobs", view)[1]))
+    assert not any(token in text for token in TOKENS.values() for text in shown)
+
+
 def test_a_server_without_tokens_takes_those_that_are_made_while_it_runs(lab):
     server = lab.server()
     assert server.get("/jobs")[0] == 200
