@@ -4135,8 +4135,6 @@ def _may_be_there(path: str) -> bool:
 def read_tokens(path: str) -> List[Tuple[str, Caller]]:
     """The tokens in a file; raises JobrunnerError with the line at fault."""
     value, found = _token_records(path), []
-    if not WINDOWS and stat.S_IMODE(os.stat(path).st_mode) & 0o077:
-        log.warning("access.tokens file=%s: others may read or write it: end that with chmod 600", path)
     for place, record in enumerate(value["Tokens"]):
         words = [record.get(key) for key in ("Name", "Role")] if isinstance(record, dict) else [None, None]
         if not all(isinstance(word, str) and word for word in words) or words[1] not in ROLES:
@@ -4149,6 +4147,9 @@ def read_tokens(path: str) -> List[Tuple[str, Caller]]:
         if not isinstance(digest, str) or not re.match(r"[0-9a-fA-F]{64}\Z", digest):
             raise JobrunnerError(f"{path}: token {words[0]} needs Sha256, 64 hexadecimal digits (or Token, in ASCII)")
         found.append((digest.lower(), Caller(words[1], words[0])))
+    with contextlib.suppress(OSError):  # replaced just now
+        if not WINDOWS and os.stat(path).st_mode & 0o077:
+            log.warning("access.tokens file=%s: others may read or write it: end that with chmod 600", path)
     return found
 
 
@@ -4308,7 +4309,8 @@ class Gate:
             return ""
         origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site")
         own = self.scheme + b"://" + host.lower()
-        if (origin is not None and origin.lower() != own) or (site or b"none").lower() not in (b"none", b"same-origin"):
+        foreign = site is not None and site.lower() not in (b"none", b"same-origin")
+        if foreign or (origin is not None and origin.lower() != own):
             return "a page of another site asks for that: only this server's own pages and programs may"
         if origin is None and site is None and not self._is_unmarked_program(headers, own):
             return (

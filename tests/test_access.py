@@ -481,6 +481,7 @@ CROSS_SITE = {
     "one that hides its page": b"User-Agent: Mozilla/5.0 (X11) Firefox/140.0\r\nAccept: image/webp\r\n",
     "a page whose name begins like ours": b"Referer: http://localhost:PORT.evil.example/\r\n",
     "a page that says PowerShell": b"User-Agent: Mozilla/5.0\r\nReferer: http://evil.example/PowerShell/\r\n",
+    "an empty mark": b"Sec-Fetch-Site:\r\n",
     "two origins": b"Origin: http://localhost:PORT\r\nOrigin: http://evil.example\r\n",
 }
 
