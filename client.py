@@ -2054,7 +2054,6 @@ class Agent:
         """Starts the keeper; raises JobrunnerError if this Python cannot start itself."""
         self.keeper_name = f"{os.getpid()}-{os.urandom(4).hex()}.lock"
         lock_path = os.path.join(self.spool.keepers, self.keeper_name)
-        environ = {name: text for name, text in os.environ.items() if name != jobrunner.TOKEN_VARIABLE}  # jobs see it
         try:
             # -S: it needs nothing but the standard library, and takes 5 MB less.  -I: what lies in the folder it runs in,
             # say somebody's queue.py, is no part of that.  Imported, not run as a script: so Python takes the compiled
@@ -2066,7 +2065,7 @@ class Agent:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env=environ,
+                env=jobrunner.jobs_environ(os.environ),  # jobs see it
                 **self.tools.popen,
             )
         except OSError as error:

@@ -35,7 +35,7 @@ import sys
 import time
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 VERSION = "0.1.0"
 WINDOWS = os.name == "nt"
@@ -1328,6 +1328,7 @@ def parse_fingerprint(text: str) -> str:
 
 TOKEN_FILE = "jobrunner.token"  # beside this file
 TOKEN_VARIABLE = "JOBRUNNER_TOKEN"
+SERVER_VARIABLE = "JOBRUNNER_SERVER"
 
 
 def check_token(text: str, source: str) -> str:
@@ -1336,6 +1337,15 @@ def check_token(text: str, source: str) -> str:
         raise JobrunnerError(f"the token from {source} cannot be one: it is a single word of ASCII, as server.py "
                              "--make-tokens prints it")  # fmt: skip
     return text
+
+
+def jobs_environ(environ: Mapping[str, str]) -> Dict[str, str]:
+    """An environment as jobs may have it, and listings show it: without the token, also where it is part of the server's
+    URL."""
+    given = {name: value for name, value in environ.items() if name.upper() != TOKEN_VARIABLE}
+    if "@" in given.get(SERVER_VARIABLE, ""):
+        given[SERVER_VARIABLE] = re.sub(r"\A([A-Za-z]+://)?[^/]*@", r"\1", given[SERVER_VARIABLE])
+    return given
 
 
 def find_token(path: str, warn: Callable[[str], None]) -> Tuple[str, str]:
@@ -1429,12 +1439,20 @@ def start_log(level: str, path: str = "", max_bytes: int = 10 << 20, backups: in
         handler = _log_file(path, max_bytes, backups) if path else None
     except OSError as error:
         raise JobrunnerError(f"cannot write {path}: {os_words(error)}: choose another --log-file") from None
-    logging.basicConfig(
-        level=level.upper(),
-        format="%(asctime)s %(levelname)s %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%SZ",
-        handlers=[handler] if handler else None,
-    )
+
+    class Line(logging.Formatter):
+        def formatMessage(self, record: Any) -> str:
+            return one_line(super().formatMessage(record))
+
+    handler = handler or logging.StreamHandler()
+    handler.setFormatter(Line("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ"))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+def one_line(text: str) -> str:
+    """Text in which line ends and other control characters are written as escapes: a host's name, or what a client said,
+    begins no line of its own in a log, and moves no terminal's cursor."""
+    return re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
 
 
 def _log_file(path: str, max_bytes: int, backups: int) -> Any:
@@ -1593,7 +1611,7 @@ def split_quoted(text: str) -> List[str]:
 
 def parse_variables(text: str, environ: Optional[Dict[str, str]] = None) -> Dict[str, str]:
     """The variables in `A=1,B="x,y",C`; one without a value has the caller's; raises BadRequest."""
-    caller = os.environ if environ is None else environ
+    caller = jobs_environ(os.environ if environ is None else environ)
     variables = {}
     for piece in split_quoted(text):
         name, equals, value = piece.strip().partition("=")
@@ -1970,8 +1988,9 @@ def with_items(given: Record) -> Record:
     given = dict(given)
     if given.pop("environ", False):
         # "=C:" and the like are Windows' own; folders for temporary files are the job's own; the token is nobody's
-        left_out = (TOKEN_VARIABLE, "TMPDIR", *(("TEMP", "TMP") if WINDOWS else ()))
-        caller = {n: value for n, value in os.environ.items() if n and "=" not in n and n.upper() not in left_out}
+        left_out = ("TMPDIR", *(("TEMP", "TMP") if WINDOWS else ()))
+        environ = jobs_environ(os.environ)
+        caller = {n: value for n, value in environ.items() if n and "=" not in n and n.upper() not in left_out}
         given["Env"] = {**caller, **given.get("Env", {})}
     lines, sweep = given.pop("each_line", None), given.pop("sweep", None)
     if lines is not None and sweep:

@@ -49,6 +49,7 @@ import selectors
 import signal
 import socket
 import socketserver
+import stat
 import sys
 import threading
 import time
@@ -371,6 +372,8 @@ class Store:
         self.journal_bytes = 0
         self.snapshot_bytes = 0
         self.lock = self._lock()
+        for found in (self.path, self.output_path):  # of an earlier version, or made by a person
+            _make_private(found)
 
     def _lock(self) -> FileLock:
         try:
@@ -674,6 +677,13 @@ def _private(path: str, flags: int) -> int:
         with contextlib.suppress(OSError):  # a file system that knows no owners
             os.fchmod(file, 0o600)
     return file
+
+
+def _make_private(path: str) -> None:
+    """Takes from all others what they may do with a file or folder of ours, if it is there."""
+    if not WINDOWS:
+        with contextlib.suppress(OSError):  # not there, another's, or on a file system that knows no owners
+            os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) & 0o700)
 
 
 def _private_folder(path: str) -> None:
@@ -4094,7 +4104,7 @@ class Tokens:
         self.path = path
         self.known: Optional[List[Tuple[str, Caller]]] = None  # (SHA-256 of the token in hex, whose it is)
         self._stamp = _stamp(path)
-        if self._stamp or needed:
+        if needed or _may_be_there(path):
             self.known = read_tokens(path)
 
     def refresh(self) -> None:
@@ -4143,6 +4153,18 @@ def _stamp(*paths: str) -> Any:
         return None
 
 
+def _may_be_there(path: str) -> bool:
+    """False only if nothing goes by that name: a link that leads nowhere, or a folder that must not be looked into, is a
+    file of tokens that cannot be read, and opens no door."""
+    try:
+        os.lstat(path)
+        return True
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
 def read_tokens(path: str) -> List[Tuple[str, Caller]]:
     """The tokens in a file; raises JobrunnerError with the line at fault."""
     value, found = _token_records(path), []
@@ -4158,6 +4180,9 @@ def read_tokens(path: str) -> List[Tuple[str, Caller]]:
         if not isinstance(digest, str) or not re.match(r"[0-9a-fA-F]{64}\Z", digest):
             raise JobrunnerError(f"{path}: token {words[0]} needs Sha256, 64 hexadecimal digits (or Token, in ASCII)")
         found.append((digest.lower(), Caller(words[1], words[0])))
+    with contextlib.suppress(OSError):  # replaced just now
+        if not WINDOWS and os.stat(path).st_mode & 0o077:
+            log.warning("access.tokens file=%s: others may read or write it: end that with chmod 600", path)
     return found
 
 
@@ -4178,11 +4203,18 @@ def make_tokens(path: str) -> List[Tuple[str, str]]:
     made = [(role, new_token()) for role in ROLES]
     records = [_token_record(role, role, token) for role, token in made]
     try:
-        with open(path, "xb", opener=_private) as file:
-            file.write(_token_text({"Tokens": records}))
+        file = open(path, "xb", opener=_private)
     except FileExistsError:
         raise JobrunnerError(f"{path} is there already, and is not overwritten: --add-token adds to it") from None
     except OSError as error:
+        raise JobrunnerError(f"cannot write {path}: {os_words(error)}: choose another --token-file") from None
+    try:
+        with file:
+            file.write(_token_text({"Tokens": records}))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        _remove(path)  # half of it would keep the server from starting
         raise JobrunnerError(f"cannot write {path}: {os_words(error)}: choose another --token-file") from None
     return made
 
@@ -4308,11 +4340,29 @@ class Gate:
             return "this server does not go by that name for browsers: use its address, or start it with --allowed-host"
         if route is None or route.role in ("view", "any"):
             return ""
-        origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site", b"none")
+        origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site")
         own = self.scheme + b"://" + host.lower()
-        if (origin is not None and origin.lower() != own) or site.lower() not in (b"none", b"same-origin"):
+        foreign = site is not None and site.lower() not in (b"none", b"same-origin")
+        if foreign or (origin is not None and origin.lower() != own):
             return "a page of another site asks for that: only this server's own pages and programs may"
+        if origin is None and site is None and not self._is_unmarked_program(headers, own):
+            return (
+                "your browser does not say whose page asks for that, as over plain HTTP none does: use the commands or "
+                "curl, or HTTPS"
+            )
         return ""
+
+    @staticmethod
+    def _is_unmarked_program(headers: Dict[bytes, bytes], own: bytes) -> bool:
+        """True of a request that no page of another site can have brought about though it has no mark of its origin.
+
+        Browsers mark a picture or a link on another's page over HTTPS and to localhost only; over plain HTTP it looks
+        as if a person had typed it in.  PowerShell calls itself a browser, which no page can make a browser call itself.
+        """
+        referer = headers.get(b"referer")
+        if referer is not None:
+            return (referer.lower() + b"/").startswith(own + b"/")
+        return b"PowerShell/" in headers.get(b"user-agent", b"")
 
     def _is_ours(self, host: str) -> bool:
         """True of an address, and of a name that is ours, with a port or without."""
@@ -4350,12 +4400,17 @@ def _is_address(family: int, text: str) -> bool:
 MAX_LINE = 1 << 20  # bytes of a request line: /add carries the whole job in it
 MAX_HEADERS = 100
 MAX_HEADER_LINE = 65536
+MAX_HEAD = 1 << 18  # bytes of all header lines together
+LONG_LINE, LONG_LINES = 65536, 64  # how many connections at a time may send a longer request line than that
+LARGE = 65536  # bytes of a body beyond which it counts for what all may hold at a time
+LARGE_ROOM = 64 << 20  # bytes that is at least
 IDLE = 120  # s a connection is kept open without a request
 HEAD_TIME = 20  # s that the head of a request may take from its first byte on
 BODY_TIME = 30  # s that a body may take; a large one as long as it takes at
 SLOWEST = 10000  # bytes/s
 ANSWER_TIME = 60  # s that the other side may leave an answer unread; a large one see SLOWEST
 HANDSHAKE_TIME = 10  # s that setting up TLS may take
+STRANGER_TIME = 1  # s after which a connection must have been let in, if there is no room for others
 LINGER_TIME, LINGER_BYTES = 5, 16 << 20  # what is still read of a request that was refused
 FEW_FILES = 256  # open files that are not connections, at most
 _STATUS_LINES = {s.value: b"HTTP/1.1 %d %b\r\n" % (s.value, s.phrase.encode()) for s in HTTPStatus}
@@ -4384,16 +4439,21 @@ class Head(NamedTuple):
 
 # Strict, because a proxy before us may understand a crooked head in another way, and let through what it must not.
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~\w-]+) ([!-~\x80-\xff]+) HTTP/1\.(\d)\r\n").fullmatch
-_HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~\w-]+):[ \t]*([\t -~\x80-\xff]*)").fullmatch
+# No two parts that could share a blank out in many ways: a line of blanks with one mistake would take a minute to refuse.
+_HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~\w-]+):([\t -~\x80-\xff]*)").fullmatch
 _ABSOLUTE = re.compile(r"https?://([^/?#]*)", re.IGNORECASE).match  # as sent to proxies
 _ONCE = frozenset((b"content-length", b"transfer-encoding", b"host", b"authorization"))
 
 
-def read_head(readline: Callable[[int], bytes]) -> Optional[Head]:
-    """The head that comes next; None when the other side has closed; raises BadHttp."""
-    first = readline(MAX_LINE + 1)
+def read_head(readline: Callable[[int], bytes], long_line: Callable[[], Any]) -> Optional[Head]:
+    """The head that comes next; None when the other side has closed; raises BadHttp, as does long_line(), called before
+    the rest of a long request line is read, if it must not be."""
+    first = readline(LONG_LINE)
     if not first:
         return None
+    if len(first) == LONG_LINE and not first.endswith(b"\n"):
+        long_line()
+        first += readline(MAX_LINE + 1 - LONG_LINE)
     if len(first) > MAX_LINE:
         raise BadHttp(414, f"the URL is over {MAX_LINE} bytes: send the job as the body of a POST")
     if not _REQUEST_LINE(first):  # before the rest is waited for
@@ -4401,13 +4461,17 @@ def read_head(readline: Callable[[int], bytes]) -> Optional[Head]:
             400, "this is not HTTP: the request must begin with METHOD /path HTTP/1.1, its lines ending in CRLF"
         )
     lines: List[bytes] = []
+    size = 0
     while True:
         line = readline(MAX_HEADER_LINE + 1)
+        size += len(line)
         if line == b"\r\n":
             return parse_head(first, b"".join(lines))
-        if len(line) > MAX_HEADER_LINE or len(lines) >= MAX_HEADERS:
+        if len(line) > MAX_HEADER_LINE or len(lines) >= MAX_HEADERS or size > MAX_HEAD:
             raise BadHttp(
-                431, f"a header line is over {MAX_HEADER_LINE} bytes, or there are over {MAX_HEADERS} of them"
+                431,
+                f"a header line is over {MAX_HEADER_LINE} bytes, or there are over {MAX_HEADERS} of them or {MAX_HEAD} "
+                "bytes in all",
             )
         if not line.endswith(b"\r\n"):
             raise BadHttp(400, "a header line does not end in CRLF")
@@ -4440,7 +4504,7 @@ def _headers(block: bytes) -> Tuple[Dict[bytes, bytes], bool]:
         words = _HEADER_LINE(line)
         if not words:
             raise BadHttp(400, "a header line is not Name: value, or holds a character that must not be there")
-        name, value = words[1].lower(), words[2].rstrip(b" \t")
+        name, value = words[1].lower(), words[2].strip(b" \t")
         if name in headers:
             if name in _ONCE:
                 raise BadHttp(400, f"there are two header lines of {name.decode()}: send one")
@@ -4458,20 +4522,43 @@ def _headers(block: bytes) -> Tuple[Dict[bytes, bytes], bool]:
 class Peer:
     """A connection, as `Watch` sees it.
 
-    until  monotonic time at which it is closed if nothing has happened by then
+    until     monotonic time at which it is closed if nothing has happened by then
+    stranger  monotonic time since when it has been here without a request that was let in; FOR_EVER once there was one
     """
 
-    __slots__ = ("connection", "until")
+    __slots__ = ("connection", "until", "stranger")
 
     def __init__(self, connection: socket.socket, until: float):
         self.connection = connection
         self.until = until
+        self.stranger = time.monotonic()
 
     def may_take(self, seconds: float) -> None:
         self.until = time.monotonic() + seconds
 
 
 FOR_EVER = float("inf")
+
+
+class Room:
+    """What all connections together may hold of something at a time."""
+
+    def __init__(self, most: int, what: str):
+        self.left, self.what = most, what
+        self._mutex = threading.Lock()
+
+    @contextlib.contextmanager
+    def take(self, amount: int) -> Iterator[None]:
+        """Has so much as long as it is entered; raises BadHttp if there is not so much."""
+        with self._mutex:
+            if self.left < amount:
+                raise BadHttp(503, f"too many {self.what} at a time: try again in a moment")
+            self.left -= amount
+        try:
+            yield
+        finally:
+            with self._mutex:
+                self.left += amount
 
 
 class _Rest(io.RawIOBase):
@@ -4528,12 +4615,14 @@ class Handler(BaseHTTPRequestHandler):
             return False
         self.peer.may_take(HEAD_TIME)
         try:
-            head = read_head(self.rfile.readline)
-            if head is None:
-                return False
-            reply, keep = self._reply(head)
+            with contextlib.ExitStack() as room:
+                head = read_head(self.rfile.readline, lambda: room.enter_context(self.server.long_lines.take(1)))
+                if head is None:
+                    return False
+                reply, keep = self._reply(head, room)
         except BadHttp as error:
-            reply, keep, head = _error(error.status, str(error)), False, None
+            later = b"Retry-After: 5\r\n" if error.status == 503 else b""
+            reply, keep, head = _error(error.status, str(error), later), False, None
         if head and head.method == "HEAD":
             reply = reply._replace(body=b"")  # no URL takes it; and an answer to it has no body
         if not isinstance(reply.body, bytes):
@@ -4543,7 +4632,7 @@ class Handler(BaseHTTPRequestHandler):
             self._linger()
         return keep
 
-    def _reply(self, head: Head) -> Tuple[Answer, bool]:
+    def _reply(self, head: Head, room: contextlib.ExitStack) -> Tuple[Answer, bool]:
         """The answer to a request whose head has come, and whether the connection can be kept; raises BadHttp."""
         size, caller = self._body_size(head.headers), self.server.gate.admit(head)
         if isinstance(caller, Answer):
@@ -4551,7 +4640,8 @@ class Handler(BaseHTTPRequestHandler):
             if caller.status == 401:
                 time.sleep(self.server.gate.failures.count(self.client_address[0]))
             return caller, head.keep and not size  # its body is not read
-        body = self._read_body(size, head.headers) if size else b""
+        self.peer.stranger = FOR_EVER
+        body = self._read_body(size, head.headers, room) if size else b""
         self.peer.until = FOR_EVER  # the server may hold a request open
         return self.server.answer(head, body, self.client_address, self._alive, caller), head.keep
 
@@ -4565,14 +4655,24 @@ class Handler(BaseHTTPRequestHandler):
             )
         return size
 
-    def _read_body(self, size: int, headers: Dict[bytes, bytes]) -> bytes:
+    def _read_body(self, size: int, headers: Dict[bytes, bytes], room: contextlib.ExitStack) -> bytes:
         self.peer.may_take(max(BODY_TIME, size / SLOWEST))
         if headers.get(b"expect", b"").lower() == b"100-continue":
             self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        body = self.rfile.read(size)
-        if len(body) < size:
+        if size <= LARGE:
+            return self._read_whole(size)
+        pieces: List[bytes] = []
+        while size:  # memory is taken as the bytes come, not as they are announced
+            room.enter_context(self.server.large.take(min(size, LARGE)))
+            pieces.append(self._read_whole(min(size, LARGE)))
+            size -= len(pieces[-1])
+        return b"".join(pieces)
+
+    def _read_whole(self, size: int) -> bytes:
+        data = self.rfile.read(size)
+        if len(data) < size:
             raise ConnectionResetError("it hung up before the body was whole")
-        return body
+        return data
 
     def _send(self, reply: Answer, keep: bool, chunks: bool) -> None:
         if isinstance(reply.body, bytes):
@@ -4701,6 +4801,7 @@ class Front(threading.Thread):
         if head is None or not isinstance(caller, Caller):
             self._hand_over(connection, b"", came)
             return None
+        self.server.peers[connection].stranger = FOR_EVER
         return self.server.answer(head, b"", about[0], lambda: True, caller)
 
     def _simple(self, came: bytes) -> Optional[Head]:
@@ -4774,6 +4875,20 @@ class Watch(threading.Thread):
                     socket.socket.shutdown(peer.connection, socket.SHUT_RDWR)
         while self.turned_away and (self.turned_away[0][0] < moment - 1 or len(self.turned_away) > FEW_FILES // 2):
             self._close(self.turned_away.popleft()[1])
+
+    def make_room(self) -> bool:
+        """Hangs up on the one that has been here longest without a request that was let in; False if there is none, or
+        too many are still being closed.  Else whoever holds all connections, silent, keeps out those with a token."""
+        peers = list(self.server.peers.values())
+        if len(peers) >= self.server.max_connections + FEW_FILES // 4:
+            return False
+        oldest = min(peers, key=lambda peer: peer.stranger)
+        if oldest.stranger > time.monotonic() - STRANGER_TIME:
+            return False
+        oldest.stranger = FOR_EVER
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(oldest.connection, socket.SHUT_RDWR)
+        return True
 
     @staticmethod
     def _close(connection: socket.socket) -> None:
@@ -4945,6 +5060,8 @@ class Server(ThreadingHTTPServer):
         self.tls = tls
         self.stop = threading.Event()
         self.peers: Dict[socket.socket, Peer] = {}  # every connection
+        self.long_lines = Room(LONG_LINES, "long URLs")
+        self.large = Room(max(2 * max_body, LARGE_ROOM), "large requests")
         self.complained = -FOR_EVER  # monotonic time when it last said that it can accept none
         self.address_family = socket.AF_INET if re.match(r"[\d.]+\Z", bind) else socket.AF_INET6
         # Windows has no MSG_DONTWAIT, and select for 512 at most; TLS has no such thing as what came so far
@@ -4974,7 +5091,7 @@ class Server(ThreadingHTTPServer):
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if len(self.peers) >= self.max_connections:
+        if len(self.peers) >= self.max_connections and not self.watch.make_room():
             self.watch.turn_away(request)
             return
         self.peers[request] = Peer(request, FOR_EVER)

@@ -379,6 +379,31 @@ def test_a_withdrawn_token_is_out_and_a_damaged_file_changes_nothing(server, lab
     until(lambda: status("view") == 200, "the token to be in again")
 
 
+def test_a_token_in_the_servers_url_reaches_neither_jobs_nor_listings(server, lab):
+    """Job 1 has what the client has, job 2 what qsub -V has, job 3 what qsub -v has."""
+
+    def at(role):
+        return {
+            **os.environ,
+            "JOBRUNNER_SERVER": f"http://any:{TOKENS[role]}@localhost:{server.port}",
+            "TMPDIR": lab.folder,
+        }
+
+    for words in ((), ("-V",), ("-v", "JOBRUNNER_SERVER")):
+        code, _, err = lab.command("qsub", *words, "--", "sh", "-c", "env", env=at("submit"))
+        assert code == 0, err
+    code, _, err = lab.command(
+        "qsub", "-v", "JOBRUNNER_TOKEN", "--", "env", env={**at("submit"), "JOBRUNNER_TOKEN": "jr_x"}
+    )
+    assert code != 0 and "jr_x" not in err
+    lab.popen("client.py", "--until-empty", "--allow-prefix", "sh", env=at("agent")).wait(PATIENCE)
+    view = bearer(TOKENS["view"])
+    shown = [ask(server, "GET", f"/output?id={number}", view)[1]["StdOut"] for number in (1, 2, 3)]
+    assert all(f"JOBRUNNER_SERVER=http://localhost:{server.port}\n" in text for text in shown)
+    shown.append(json.dumps(ask(server, "GET", "/jobs", view)[1]))
+    assert not any(token in text for token in TOKENS.values() for text in shown)
+
+
 def test_a_server_without_tokens_takes_those_that_are_made_while_it_runs(lab):
     server = lab.server()
     assert server.get("/jobs")[0] == 200
@@ -406,6 +431,35 @@ def test_a_server_does_not_start_on_a_file_that_makes_no_sense(lab, text, words)
     assert (code, out) == (1, "") and words in err and "Traceback" not in err and len(err.splitlines()) == 1
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links are an administrator's there")
+@pytest.mark.parametrize("target", ["nowhere", "jobrunner.tokens", "/dev/null/x"])
+def test_a_file_of_tokens_that_cannot_be_looked_at_does_not_open_the_server(lab, target):
+    os.symlink(target, lab.path("jobrunner.tokens"))
+    code, out, err = run(lab, "--port", "0", "--bind", "127.0.0.1")
+    assert (code, out) == (1, "") and "jobrunner.tokens" in err and len(err.splitlines()) == 1
+    code, out, err = run(lab, "--make-tokens")  # nor is it written through
+    assert (code, out) == (1, "") and not os.path.exists(lab.path("nowhere"))
+
+
+def test_a_folder_in_the_place_of_the_tokens_changes_nothing(server, lab):
+    os.remove(lab.path("jobrunner.tokens"))
+    os.mkdir(lab.path("jobrunner.tokens"))
+    until(lambda: "tokens known before" in lab.log("server.py.log"), "it to be noticed")
+    assert [ask(server, "GET", "/status", more)[0] for more in (b"", bearer(TOKENS["view"]))] == [401, 200]
+
+
+def test_tokens_that_cannot_be_written_leave_no_half_of_a_file(lab, monkeypatch):
+    path = lab.path("jobrunner.tokens")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(server_module.os, "fsync", full)
+    with pytest.raises(server_module.JobrunnerError, match="No space"):
+        server_module.make_tokens(path)
+    assert not os.path.exists(path)
+
+
 def test_a_server_does_not_start_without_the_file_it_is_told_to_use(lab):
     code, _, err = run(lab, "--port", "0", "--bind", "127.0.0.1", "--token-file", "nope")
     assert code == 1 and "nope" in err
@@ -423,6 +477,11 @@ CROSS_SITE = {
     "an image": b"Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: no-cors\r\nSec-Fetch-Dest: image\r\n",
     "another port": b"Origin: http://localhost:1\r\nSec-Fetch-Site: same-site\r\n",
     "another scheme": b"Origin: https://localhost:PORT\r\n",
+    "a picture over plain HTTP": b"User-Agent: Mozilla/5.0 (X11) Firefox/140.0\r\nReferer: http://evil.example/\r\n",
+    "one that hides its page": b"User-Agent: Mozilla/5.0 (X11) Firefox/140.0\r\nAccept: image/webp\r\n",
+    "a page whose name begins like ours": b"Referer: http://localhost:PORT.evil.example/\r\n",
+    "a page that says PowerShell": b"User-Agent: Mozilla/5.0\r\nReferer: http://evil.example/PowerShell/\r\n",
+    "an empty mark": b"Sec-Fetch-Site:\r\n",
     "two origins": b"Origin: http://localhost:PORT\r\nOrigin: http://evil.example\r\n",
 }
 
@@ -458,6 +517,8 @@ def test_a_page_of_another_site_cannot_change_anything(lab, case, tokens):
     [
         b"Origin: http://localhost:PORT\r\nSec-Fetch-Site: same-origin\r\n",
         b"Sec-Fetch-Site: none\r\nSec-Fetch-Mode: navigate\r\nUser-Agent: Mozilla/5.0\r\n",  # typed by a person
+        b"Referer: http://localhost:PORT/jobs\r\nUser-Agent: Mozilla/5.0\r\n",
+        b"User-Agent: Mozilla/5.0 (Windows NT; Windows NT 10.0; en-US) WindowsPowerShell/5.1.19041.1\r\n",
         b"User-Agent: curl/8\r\n",
         b"",
     ],

@@ -7,6 +7,7 @@ import glob
 import json
 import os
 import random
+import re
 import stat
 import subprocess
 import sys
@@ -70,6 +71,20 @@ def test_every_file_is_its_owners_alone_whatever_the_umask_and_whatever_was_ther
             mode = stat.S_IMODE(os.stat(os.path.join(folder, name)).st_mode)
             open_to_all.update({name: oct(mode)} if mode & 0o077 else {})
     assert set(open_to_all) <= {"server.py.log"}, open_to_all  # which is the test's own
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps such things in the folder")
+def test_what_an_earlier_version_left_open_to_all_is_the_owners_alone_from_the_start(lab):
+    lab.write("jobs.json", '{"Available":{}}')
+    os.makedirs(lab.path("jobs.json.output", "000"))
+    lab.write("jobrunner.tokens", '{"Tokens": []}')
+    for name, mode in (("jobs.json", 0o644), ("jobs.json.output", 0o755), ("jobrunner.tokens", 0o640)):
+        os.chmod(lab.path(name), mode)
+    server = lab.server()
+    modes = [oct(os.stat(lab.path(name)).st_mode & 0o777) for name in ("jobs.json", "jobs.json.output")]
+    assert modes == ["0o600", "0o700"]
+    assert "chmod 600" in lab.log("server.py.log")  # a person's file, which others may have to read
+    assert server.stop() == 0
 
 
 def with_output(server, number):
@@ -393,6 +408,18 @@ def test_a_log_file_goes_round_and_is_its_owners_alone(tmp_path):
         about = os.stat(str(tmp_path / name))
         assert about.st_size <= 1000 and (os.name == "nt" or stat.S_IMODE(about.st_mode) == 0o600)
     assert "line=99 " in read(path) + read(path + ".1")
+
+
+def test_what_a_client_calls_itself_begins_no_line_of_the_log_and_moves_no_cursor(lab):
+    server = start(lab, "--log-file", "my.log")
+    for number, end in enumerate(("\n", "\r", "\u2028", "\x1b[2J", "\x85")):
+        forged = f"pc{number}{end}2026-01-01T00:00:00Z ERROR forged"
+        assert server.post("/request", {"Hostname": forged, "Slots": 0})[0] == 200
+    server.stop()
+    with open(lab.path("my.log"), "rb") as file:
+        lines = [line for line in file.read().decode().splitlines() if "forged" in line]
+    assert len(lines) == 5 and all(re.match(r"\S+ INFO node\.new host=pc\d\\[nrux]\S* ?", line) for line in lines)
+    assert all(line.isprintable() for line in lines)
 
 
 def test_a_server_logs_to_its_file_and_says_when_it_cannot(lab):
