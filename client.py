@@ -65,6 +65,7 @@ from jobrunner import (
     EXIT_REFUSED,
     EXIT_SIGNALLED,
     EXIT_WALLTIME,
+    TOKEN_FILE,
     VERSION,
     WINDOWS,
     BadRequest,
@@ -92,8 +93,10 @@ REPORTS_AT_ONCE = 200
 FORMAT = 1  # of the runs' logs
 START_TOLERANCE = 3  # s that two accounts of a process's start may differ by: ps tells whole seconds
 GUEST_STEP = 5  # s between looks at whether jobs are welcome here (hours, memory, disk)
+FAREWELL_TIME = 3  # s that a client which ends waits for the server to hear it
 FOLLOW_STEP = 0.5  # s between looks at an output that somebody follows
 FOLLOW_ALIVE = 10  # s after which a stream with nothing new says so
+NO_ROOM = 64 << 10  # bytes free on a disk that is full
 SWEEP = 3600  # s between looks for outputs that have been kept long enough
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -437,6 +440,11 @@ def split_words(text: str) -> List[str]:
     return words
 
 
+def prefix_words(prefix: List[str]) -> str:
+    """A prefix as a person would write it."""
+    return "'" + " ".join(f'"{word}"' if re.search(r"\s", word) or not word else word for word in prefix) + "'"
+
+
 def allowed(params: List[str], prefixes: List[List[str]]) -> bool:
     """True if the command starts with the words of one of the prefixes, or if there are none."""
     return not prefixes or any(params[: len(prefix)] == prefix for prefix in prefixes)
@@ -560,6 +568,10 @@ def fill(job: Job, host: str, max_jobs: int, total: int) -> List[str]:
     memory = job.memory or total * min(1.0, job.ncpus / max_jobs)
     values = {"ncpus": str(job.ncpus), "memory_gb": str(max(1, int(memory) >> 30)), "hostname": host}
     return [_PLACEHOLDER.sub(lambda found: values[found.group(1)], word) for word in job.params]
+
+
+class NoOutput(BadRequest):
+    """An output that is not for a job to write to."""
 
 
 class AllowList:
@@ -931,8 +943,11 @@ class Spool:
         folders = [os.path.join(self.path, name) for name in ("jobs", "output", "keepers", "nodes")]
         self.jobs, self.output, self.keepers, self.nodes = self.folders = folders
         try:
+            os.makedirs(self.path, mode=0o700, exist_ok=True)
             for folder in folders:
                 os.makedirs(folder, mode=0o700, exist_ok=True)
+            with contextlib.suppress(OSError):  # somebody else's, say, who lets us write to it
+                os.chmod(self.path, 0o700)
             self.lock = FileLock(os.path.join(self.path, "lock"))
             self.client = self._client_id()
         except FileLock.Busy as error:
@@ -1470,12 +1485,12 @@ class OurWire:
     def __init__(self, api: ServerApi, host: str, node: Dict[str, Any]):
         self.api, self.host, self.node = api, host, node
 
-    def request(self, wish: Dict[str, Any], reports: List[Dict[str, Any]]) -> Reply:
+    def request(self, wish: Dict[str, Any], reports: List[Dict[str, Any]], timeout: float = 30) -> Reply:
         """Held open up to wish["Wait"] seconds, unless there are reports to acknowledge."""
         body = {"Hostname": self.host, "Node": self.node, **wish}
         if reports:
             body["Reports"] = [{**report, "Hostname": self.host} for report in map(_sent, reports)]
-        reply = self.api.call("/request", body, timeout=wish["Wait"] + 30)
+        reply = self.api.call("/request", body, timeout=wish["Wait"] + timeout)
         try:
             jobs = [Job.from_record(record) for record in reply["Jobs"]]
             told = (
@@ -1571,7 +1586,8 @@ def connect(api: ServerApi, host: str, node: Dict[str, Any]) -> Any:
     except ServerRefused as error:
         if error.status in (404, 405, 501):
             return OriginalWire(api, host)
-        raise ServerAway(f"{api.url} answered {error.status}: {error}") from None
+        words = "" if error.status in (401, 403) else f"{api.url} answered {error.status}: "
+        raise ServerAway(f"{words}{error}") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1605,6 +1621,9 @@ class Agent:
         self.keeper_name = ""
         self.keeper_ready = False  # it holds its lock: whoever comes after us will know that it lives
         self.allow = AllowList(options.allow_prefix, options.allow_file, [spool.path, os.getcwd()])
+        here = os.path.dirname(os.path.abspath(__file__))
+        self.own_files = [os.path.join(here, name) for name in ("client.py", "jobrunner.py", "server.py", TOKEN_FILE)]
+        self.own_files += [os.path.abspath(options.token_file)] if options.token_file else []
         self.allow.prefixes()  # one that cannot be gone by is no start
         self.pause = ""  # why it takes no jobs just now
         self.looked_around_at = self.swept_at = -1e9
@@ -1668,6 +1687,7 @@ class Agent:
             self._mind_lost_spool()
         if self.stopping:
             self._stop()
+        self._say_farewell()
         self.temp.close()
         return 0
 
@@ -1717,6 +1737,16 @@ class Agent:
             print(
                 "client.py: start the client again with the same --spool, and their ends are reported", file=sys.stderr
             )
+
+    def _say_farewell(self) -> None:
+        """So that nobody counts on this client any more; where the server is away it finds that out by itself."""
+        with self.lock:
+            self.node["Stopped"], self.polls = True, self.polls + 1
+            numbers = {"Poll": self.polls, "Open": list(self.open_polls)}
+            wish = {"Slots": 0, "Wait": 0, "Running": self._running(), **numbers}
+        with contextlib.suppress(JobrunnerError, OSError):
+            if self.wire and not self.wire.one_at_a_time and not self.away.failures:
+                self.wire.request(wish, [], timeout=FAREWELL_TIME)
 
     # -- asking for jobs
 
@@ -1847,7 +1877,7 @@ class Agent:
                 if wire.is_open and not self.allow.own and not self.allow.files:
                     self._say_once(
                         "client.open: this client runs whatever anybody sends who can reach the server: see "
-                        "--allow-prefix and --allow-file, and the server's --token-file"
+                        "--allow-prefix and --allow-file, and the server's --make-tokens"
                     )
             return self.wire
 
@@ -1926,12 +1956,15 @@ class Agent:
         except BadRequest as error:
             return self._give_back_and_pause(job, f"{host} {error}")
         if prefixes is not None and (is_script(job) or not allowed(job.params, prefixes)):
-            words = " or ".join(repr(" ".join(prefix)) for prefix in prefixes[:20])
+            words = " or ".join(map(prefix_words, prefixes[:20]))
             words = f"{host} runs only what starts with {words}" + ", and no script" * is_script(job)
             return self._never_ran(job, "refused", EXIT_REFUSED, words)
         run = Run(job, "", self.clock())
         try:
             order = json.dumps(self._prepare(run)).encode() + b"\n"
+        except NoOutput as error:
+            self._unmake(run)
+            return self._never_ran(job, "failed", EXIT_NO_OUTPUT, str(error))
         except (OSError, ValueError, BadRequest) as error:
             self._unmake(run)
             if self.spool.is_gone():
@@ -1960,6 +1993,14 @@ class Agent:
             if run.deadline - run.began < 2:
                 self.main_news.notify()  # it looks every second by itself
         return True
+
+    def _full_disk_of(self, run: Run) -> str:
+        """In words, a disk the job writes to that has no room, which may be why it failed; "" = none."""
+        for path in dict.fromkeys([os.path.dirname(path) for path in run.outputs.values()] + [run.temp, os.getcwd()]):
+            with contextlib.suppress(OSError):
+                if path and path != os.path.dirname(os.devnull) and free_disk(path) < NO_ROOM:
+                    return self._disk_full_words(f"no room in {path}")
+        return ""
 
     def _disk_full_words(self, words: str) -> str:
         return f"the disk of {self.options.hostname} is full: {words}"
@@ -1998,11 +2039,27 @@ class Agent:
         env = environment(job, workdir or os.getcwd(), nodes, run.temp)
         return {"Folder": run.folder, "Params": params, "Env": env, "WorkDir": workdir, **run.outputs}
 
+    def _is_own_file(self, path: str) -> bool:
+        """True of a place where a job's output would change what this client goes by: who may run what, say."""
+        try:
+            real = os.path.normcase(os.path.realpath(path))
+        except ValueError:  # no file can have that name
+            return False
+        mine = [os.path.join(self.spool.path, name) for name in ("lock", "client")] + self.allow.files + self.own_files
+        folders = [self.spool.jobs, self.spool.keepers, self.spool.nodes]
+        return real in {os.path.normcase(os.path.realpath(file)) for file in mine} or any(
+            within(real, folder) for folder in folders
+        )
+
     def _outputs(self, job: Job) -> Dict[str, str]:
-        """The files a job prints to, also where it names a folder alone, or wants both outputs in one."""
+        """The files a job prints to, also where it names a folder alone, or wants both outputs in one; raises NoOutput."""
         base, paths = os.path.abspath(job.workdir), {}
         for key, given, letter in (("StdOut", job.stdout, "o"), ("StdErr", job.stderr, "e")):
             path = os.path.join(base, given)
+            if given and self._is_own_file(path):
+                raise NoOutput(
+                    f"cannot open {path}: it is one of the client's own files: choose another place for output"
+                )
             if given == "/dev/null":
                 paths[key] = os.devnull
             elif given and not (given[-1] in ("/", os.sep) or os.path.isdir(path)):
@@ -2131,6 +2188,8 @@ class Agent:
                 begin, data = read_piece(path, None) if key == "StdOut" or path != run.outputs["StdOut"] else (0, b"")
                 if data:
                     report[f"{key}Tail"], report[f"{key}Size"] = as_text(data), begin + len(data)
+            if report["Status"] == "failed" and not report["Comment"]:
+                report["Comment"] = self._full_disk_of(run)
         with self.lock:
             self.runs.pop(folder, None)
             self.outbox[folder] = report
@@ -2645,7 +2704,7 @@ def arguments() -> argparse.ArgumentParser:
         help="start jobs only then, local time (default: always)")  # fmt: skip
     add("--min-free-memory", metavar="SIZE", type=jobrunner.argument(jobrunner.parse_size), default=0,
         help="start jobs only while so much memory is free, e.g. 512mb")  # fmt: skip
-    add("--min-free-disk", metavar="SIZE", type=jobrunner.argument(jobrunner.parse_size), default=0,
+    add("--min-free-disk", metavar="SIZE", type=jobrunner.argument(jobrunner.parse_size), default=50 << 20,
         help="start jobs only while so much of the spool's disk is free")  # fmt: skip
     add("--keep-output", metavar="TIME", type=jobrunner.argument(jobrunner.parse_duration), default=30 * 86400,
         help="how long outputs are kept in the spool, e.g. 90d; 0: for ever (default 30d)")  # fmt: skip

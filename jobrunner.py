@@ -1328,6 +1328,7 @@ def parse_fingerprint(text: str) -> str:
 
 TOKEN_FILE = "jobrunner.token"  # beside this file
 TOKEN_VARIABLE = "JOBRUNNER_TOKEN"
+TLS_VARIABLES = ("JOBRUNNER_TLS_CA", "JOBRUNNER_TLS_FINGERPRINT")
 SERVER_VARIABLE = "JOBRUNNER_SERVER"
 
 
@@ -1355,8 +1356,10 @@ def find_token(path: str, warn: Callable[[str], None]) -> Tuple[str, str]:
         source = f"the variable {TOKEN_VARIABLE}"
         return check_token(os.environ[TOKEN_VARIABLE].strip(), source), source
     if not path:
-        path = os.path.join(os.path.dirname(os.path.abspath(__file__)), TOKEN_FILE)
-        if not os.path.exists(path):
+        here = (os.path.abspath(__file__), os.path.realpath(__file__))  # a qsub that is a link to this file
+        paths = [os.path.join(os.path.dirname(place), TOKEN_FILE) for place in here]
+        path = next(filter(os.path.exists, paths), "")
+        if not path:
             return "", ""
     data = read_file(path)
     # PowerShell's > writes UTF-16, and Notepad may put a mark before UTF-8
@@ -1378,10 +1381,15 @@ def connection(options: argparse.Namespace, server: str, warn: Optional[Callable
     if (ca or fingerprint) and server_url(server).startswith("http:"):
         raise BadRequest("--tls-ca and --tls-fingerprint are for a server at https://, and this one is at http://")
     if not ca and not fingerprint:
-        ca, fingerprint = (os.environ.get(f"JOBRUNNER_TLS_{name}", "") for name in ("CA", "FINGERPRINT"))
-    path = (
-        os.path.abspath(options.token_file) if options.token_file is not None else ""
-    )  # a client goes to its --workdir
+        ca, fingerprint = (os.environ.get(name, "") for name in TLS_VARIABLES)
+        if (ca or fingerprint) and server_url(server).startswith("http:"):
+            raise BadRequest(f"{' or '.join(TLS_VARIABLES)} is set, which is for a server at https://, and this one is at "
+                             "http://, where nothing can be checked: unset it, or say https://")  # fmt: skip
+    if warn and "@" in server and any(server in word for word in sys.argv[1:]):  # a client's stays there for days
+        warn("the token in the server's URL is seen by all users of this machine, in ps: put it into a file "
+                        f"{TOKEN_FILE} beside jobrunner.py instead")  # fmt: skip
+    # at once absolute, since a client goes to its --workdir
+    path = os.path.abspath(options.token_file) if options.token_file is not None else ""
     token, source = find_token(path, warn or _warn)
 
     def renew() -> Tuple[str, str]:
@@ -3017,7 +3025,8 @@ def _start_client(options: argparse.Namespace, database: str, url: str, token: s
     slots = str(options.j or os.cpu_count() or 1)
     command = [sys.executable, _beside("client.py"), "--server", url, "--max-jobs", slots, "--until-empty"]
     command += ["--spool", database + ".spool", "--on-stop", "kill", "--kill-delay", "5", "--log-level", "error"]
-    environ = {**os.environ, TOKEN_VARIABLE: token}
+    environ = {name: text for name, text in os.environ.items() if name not in TLS_VARIABLES}
+    environ[TOKEN_VARIABLE] = token
     return subprocess.Popen(command + ["--until-eof"], stdin=subprocess.PIPE, env=environ, **_own_group())
 
 

@@ -582,6 +582,7 @@ def test_after_kill_9_a_new_client_on_the_spool_reports_how_jobs_ended_also_mean
 def test_a_job_its_keeper_was_slow_to_start_is_not_run_twice_when_the_client_is_killed(lab):
     server = lab.server()
     client = lab.client(server)
+    server.over(*server.add(["true"]))  # so the keeper has said that it is ready
     old = keeper(lab)
     os.kill(old, signal.SIGSTOP)  # as on a machine that pages
     (number,) = server.add(shell("echo a >>runs"))

@@ -157,6 +157,8 @@ def test_options_of_tls_are_refused_for_a_server_without(lab):
     assert code == 1 and "https://" in err
     code, _, err = lab.command("qstat", "--server", "127.0.0.1:1", "--tls-fingerprint", "12:34", env=bare())
     assert code == 2 and "64 hex digits" in err
+    code, _, err = lab.command("qstat", "--server", "127.0.0.1:1", env=bare(JOBRUNNER_TLS_FINGERPRINT="ab" * 32))
+    assert code == 1 and "JOBRUNNER_TLS_FINGERPRINT is set" in err and len(err.splitlines()) == 1
 
 
 # -- what is sent, and to whom
@@ -366,6 +368,20 @@ def test_a_token_is_the_files_that_is_named_else_the_variables_else_that_of_the_
     named = token_file(place / "named", b"\xef\xbb\xbfnamed\r\n")
     assert find(named) == ("named", named)
     assert find(token_file(place / "wide", "wide\r\n".encode("utf-16")))[0] == "wide"  # PowerShell's >
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links take an administrator on Windows")
+def test_a_token_is_found_beside_the_program_that_a_link_leads_to(tmp_path, monkeypatch):
+    for name in ("opt", "pbs"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "opt" / "jobrunner.py").touch()
+    (tmp_path / "pbs" / "qsub").symlink_to(tmp_path / "opt" / "jobrunner.py")
+    monkeypatch.setattr(jobrunner, "__file__", str(tmp_path / "pbs" / "qsub"))
+    monkeypatch.delenv("JOBRUNNER_TOKEN", raising=False)
+    token_file(tmp_path / "opt" / "jobrunner.token", b"there")
+    assert jobrunner.find_token("", pytest.fail)[0] == "there"
+    token_file(tmp_path / "pbs" / "jobrunner.token", b"nearer")
+    assert jobrunner.find_token("", pytest.fail)[0] == "nearer"
 
 
 @pytest.mark.parametrize(

@@ -594,7 +594,7 @@ def test_a_full_disk_is_said_by_name_and_ends_nobody(lab, desk, tmp_path):
         pytest.skip("cannot mount: not root")
     try:
         server = desk(record(shell("cat /dev/zero >small/big; until [ -e go ]; do sleep 0.05; done; exit 3"), 1))
-        worker = lab.client(server.url, "--hostname", "pc", "--spool", "small/spool", max_jobs=2)
+        worker = lab.client(server.url, "--hostname", "pc", "--spool", "small/spool", "--min-free-disk", 0, max_jobs=2)
         until(lambda: os.path.exists(lab.path("small", "big")) and os.statvfs(lab.path("small")).f_bavail == 0)
         server.jobs = [record(["true"], 2, StdOut="/dev/null", StdErr="/dev/null")]
         told = server.report()
@@ -725,3 +725,54 @@ def test_all_orphans_are_looked_for_in_one_snapshot_taken_after_their_keeper_die
     for run in runs:
         agent._orphans_snapshot(run)
     assert len(taken) == 4
+
+
+# -- what is not for jobs ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["allow", "linked", "jobrunner-spool/client", "jobrunner-spool/jobs/x/log"])
+def test_a_jobs_output_is_never_one_of_the_clients_own_files(lab, desk, place):
+    lab.write("allow", "echo\n")
+    os.chmod(lab.path("allow"), 0o600)
+    os.symlink(lab.path("allow"), lab.path("linked"))
+    os.mkdir(lab.path("work"))
+    outputs = [{"StdOut": lab.path(place)}, {"StdErr": os.path.join("..", place), "WorkDir": lab.path("work")}]
+    server = desk(*(record(["echo", "sh"], number + 1, **output) for number, output in enumerate(outputs)))
+    lab.client(server.url, "--allow-file", "allow", "--workdir", "work")
+    until(lambda: len(server.reports) == 2, "both to be reported")
+    assert {(report["ExitStatus"], "client's own files" in report["Comment"]) for report in server.reports} == {
+        (-9, True)
+    }
+    assert read(lab.path("allow")) == "echo\n"
+
+
+def test_the_spool_is_its_owners_alone_also_if_it_was_not(lab, desk):
+    os.mkdir(lab.path("jobrunner-spool"), 0o755)
+    server = desk()
+    lab.client(server.url)
+    until(lambda: server.requests, "a request")
+    assert os.stat(lab.path("jobrunner-spool")).st_mode & 0o777 == 0o700
+
+
+def test_a_client_that_ends_says_farewell(lab, desk):
+    server = desk()
+    process = lab.client(server.url)
+    until(lambda: server.requests, "a request")
+    process.terminate()
+    assert process.wait(PATIENCE) == 0
+    assert server.requests[-1]["Node"]["Stopped"] is True and server.requests[-1]["Slots"] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="a small disk is mounted, which takes root")
+def test_a_job_that_fails_on_a_full_disk_says_which(lab, desk, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.call(["mount", "-t", "tmpfs", "-o", "size=400k", "none", str(disk)]):
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        server = desk(record(shell("cat /dev/zero >big"), StdOut=str(disk / "out"), WorkDir=str(disk)))
+        lab.client(server.url, "--hostname", "pc7")
+        (report,) = until(lambda: server.reports, "its report")
+        assert report["Status"] == "failed" and report["Comment"] == f"the disk of pc7 is full: no room in {disk}"
+    finally:
+        subprocess.call(["umount", "-l", str(disk)])
