@@ -2056,12 +2056,11 @@ class Agent:
         base, paths = os.path.abspath(job.workdir), {}
         for key, given, letter in (("StdOut", job.stdout, "o"), ("StdErr", job.stderr, "e")):
             path = os.path.join(base, given)
-            if given and self._is_own_file(path):
-                raise NoOutput(
-                    f"cannot open {path}: it is one of the client's own files: choose another place for output"
-                )
             if given == "/dev/null":
                 paths[key] = os.devnull
+            elif given and self._is_own_file(path):
+                words = "it is one of the client's own files: choose another place for output"
+                raise NoOutput(f"cannot open {path}: {words}")
             elif given and not (given[-1] in ("/", os.sep) or os.path.isdir(path)):
                 paths[key] = path
             else:

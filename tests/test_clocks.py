@@ -130,7 +130,7 @@ class Machine:
 LIMIT = 4  # s of walltime
 SHORT = shell("sleep 2; exit 3")
 # An hour more or less is what a clock that was set would make of it.
-LONG = shell('date +%s.%N >"$1"; while :; do date +%s.%N >"$1.until"; sleep 0.1; done')
+LONG = shell('date +%s.%N >"$1"; while :; do date +%s.%N >"$1.new" && mv "$1.new" "$1.until"; sleep 0.1; done')
 
 
 def lasted(machine, name):

@@ -630,7 +630,7 @@ def test_a_client_whose_spool_is_gone_gives_back_what_comes_and_goes_on_with_wha
     lab.write("go", "")
     told = server.report(1)
     assert (told["ID"][-1], told["Status"], told["ExitStatus"]) == ("1", "failed", 7)
-    assert [line.count("spool.gone") for line in warned(lab) if "spool." in line] == [1]
+    assert [line.count("spool.gone") for line in warned(lab) if "spool.gone" in line] == [1]
 
 
 def test_a_client_that_is_waited_for_ends_when_its_spool_is_gone_and_nothing_runs(lab, desk):
