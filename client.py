@@ -771,16 +771,22 @@ def keep(lock_path: str, priority: str = "0") -> int:
         try:
             lock = FileLock(lock_path)
             break
-        except OSError:  # the disk is full; until there is room, the client asks for no jobs
-            time.sleep(1)
+        except (OSError, FileLock.Busy):
+            # the disk is full: until there is room, the client asks for no jobs; or another client is just looking at it
+            time.sleep(0.5)
             if os.getppid() != parent:
                 return 1
     keeper = Keeper(nice)
     keeper._say({"Ready": True})
     (_keep_windows if WINDOWS else _keep_linux)(keeper)
     lock.release()
-    with contextlib.suppress(FileNotFoundError):  # the spool is gone
-        os.remove(lock_path)
+    for _ in range(20):
+        try:
+            os.remove(lock_path)
+        except FileNotFoundError:  # the spool is gone
+            break
+        except OSError:  # Windows, while a client looks at it
+            time.sleep(0.1)
     return 0
 
 
@@ -1060,6 +1066,13 @@ class Spool:
         except OSError as error:
             return not disk_full(error)  # which is for want of room for our number; else it cannot be told just now
         return False
+
+    def sweep_keepers(self, needed: Iterable[str]) -> None:
+        """Removes the locks of keepers that were killed, but for those that a run names."""
+        for name in set(os.listdir(self.keepers)).difference(needed):
+            with contextlib.suppress(OSError):
+                if re.match(r"\d+-[0-9a-f]{8}\.lock\Z", name) and not self.keeper_lives(name):
+                    os.remove(os.path.join(self.keepers, name))
 
     def sweep(self, older: float, keep: Iterable[str]) -> int:
         """Removes outputs that nobody has written to since then (wall time), but for those; how many."""
@@ -2436,18 +2449,20 @@ class Agent:
     def _adopt(self) -> None:
         """Takes over the runs in the spool: reports those that are over, watches the others."""
         processes: Optional[Dict[int, Process]] = None
-        needed = []
+        needed, keepers = [], {self.keeper_name}
         for folder in self._by_age(self.spool.jobs):
             known = self._read_run(folder)
             if known is None:
                 continue
             job, notes = known
             needed.append(notes.get("Temp", ""))
+            keepers.add(notes.get("Keeper", ""))
             if notes.get("Refused") or self._is_elsewhere(folder, notes):
                 continue
             processes = self.tools.snapshot() if processes is None else processes
             self._adopt_run(Run(job, folder, self.clock()), notes, processes)
         self.temp.sweep(needed)
+        self.spool.sweep_keepers(keepers)
 
     def _by_age(self, path: str) -> List[str]:
         """What is in the folder, in the order in which the logs were last written: so the reports are in order."""

@@ -776,3 +776,17 @@ def test_a_job_that_fails_on_a_full_disk_says_which(lab, desk, tmp_path):
         assert report["Status"] == "failed" and report["Comment"] == f"the disk of pc7 is full: no room in {disk}"
     finally:
         subprocess.call(["umount", "-l", str(disk)])
+
+
+def test_locks_of_keepers_that_were_killed_go_unless_a_run_names_them(lab, desk):
+    spool_run(lab, run_name(1), {"Pid": 99999999, "Boot": "another"})
+    first, folder = json.loads(read(lab.path("jobrunner-spool", "jobs", run_name(1), "log")).splitlines()[0]), "keepers"
+    for name in ("99999998-0a0a0a0a.lock", "99999999-0b0b0b0b.lock", "notes"):
+        lab.write(os.path.join("jobrunner-spool", folder, name), "")
+    lab.write(os.path.join("jobrunner-spool", "jobs", run_name(1), "log"),
+              json.dumps({**first, "Keeper": "99999998-0a0a0a0a.lock"}) + "\n")  # fmt: skip
+    server = desk()
+    lab.client(server.url)
+    until(lambda: server.reports, "its report")
+    names = set(os.listdir(lab.path("jobrunner-spool", folder)))
+    assert {"99999998-0a0a0a0a.lock", "notes", "x.lock"} <= names and "99999999-0b0b0b0b.lock" not in names
