@@ -2800,6 +2800,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     except JobrunnerError as error:
         print(f"client.py: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # before Agent.stop takes it
+        return 130
 
 
 if __name__ == "__main__":
