@@ -211,6 +211,8 @@ def parse_ps(text: str, clock: float) -> Dict[int, Process]:
             cpu = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
             age, zombie = words.group(10), words.group(9)[0] in "ZX"
             start = clock - int(age) if age.isdigit() else None
+            if start is not None and start < -START_TOLERANCE:
+                start = clock  # ps counts below 0, and round, where a process was started while it looked
             found[pid] = Process(pid, ppid, pgid, cpu, rss * 1024, start, zombie)
     return found
 

@@ -112,6 +112,12 @@ def test_a_snapshot_has_every_process_with_its_parent_its_group_and_its_start():
     assert found[os.getpid()].memory > MIB
 
 
+def test_a_process_that_is_younger_than_the_look_of_ps_was_started_just_then():
+    line = "27019 20351 27019 0:00 1752 Ss 4123168604\n"
+    assert client.parse_ps(line, 19570.25)[27019].start == 19570.25
+    assert client.parse_ps(line.replace("4123168604", "19570"), 19570.25)[27019].start == 0.25
+
+
 def test_a_snapshot_that_failed_is_none_and_not_an_empty_machine(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert snapshot() is None
