@@ -5,6 +5,7 @@
     Agent    -> the runs here: starts them, watches their limits, ends them
     keeper   -> a small process of its own: the parent of the jobs, writes down how they end
     reporter -> POST /finish, /timeout, /dead, /usage until each is acknowledged
+    follower -> POST /stream, while somebody reads what a job prints
 
 A run:  leased -> its folder in the spool -> started by the keeper -> [ending: asked to end, later killed] -> over
         -> reported -> acknowledged: the folder goes, its output stays
@@ -75,6 +76,7 @@ from jobrunner import (
     ServerApi,
     ServerAway,
     ServerRefused,
+    as_text,
     format_time,
     now,
     os_words,
@@ -1140,11 +1142,6 @@ def read_piece(path: str, at: Optional[int]) -> Tuple[int, bytes]:
     return at or 0, b""
 
 
-def as_text(data: bytes) -> str:
-    """Bytes as text that can be turned back into them."""
-    return data.decode("utf-8", "surrogateescape")
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # What a job is given: its command, its environment, a folder for temporary files
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1610,6 +1607,31 @@ def connect(api: ServerApi, host: str, node: Dict[str, Any]) -> Any:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def about_client(options: argparse.Namespace, spool: Spool, tools: Any) -> Dict[str, Any]:
+    """What a client says of itself with each request."""
+    node: Dict[str, Any] = {
+        "Client": spool.client,
+        "Session": os.urandom(8).hex(),
+        "Slots": options.max_jobs,
+        "Properties": [tools.name] + options.property,
+        "System": sys.platform,
+        "Version": VERSION,
+        "Python": "%d.%d.%d" % sys.version_info[:3],
+        "Cpus": os.cpu_count(),
+        "Draining": False,
+        "Machine": spool.machine,
+        "Nice": options.nice,
+        "Pause": "",
+    }
+    if options.hours:
+        node["Hours"] = options.hours.text
+    if options.queue:
+        node["Queues"] = options.queue
+    if options.until_empty:
+        node["UntilEmpty"] = True  # the server then says whether there is more to come
+    return node
+
+
 class Agent:
     """Runs jobs for a server.  One lock for everything; nothing slow is done while it is held.
 
@@ -1661,26 +1683,7 @@ class Agent:
         self.done = False  # --until-empty found nothing more
         self.sampled_at = self.clock()
         self.orphans_seen: Tuple[float, Optional[Dict[int, Process]]] = (-1e9, None)  # when, snapshot
-        self.node = {
-            "Client": spool.client,
-            "Session": os.urandom(8).hex(),
-            "Slots": options.max_jobs,
-            "Properties": [tools.name] + options.property,
-            "System": sys.platform,
-            "Version": VERSION,
-            "Python": "%d.%d.%d" % sys.version_info[:3],
-            "Cpus": os.cpu_count(),
-            "Draining": False,
-            "Machine": spool.machine,
-            "Nice": options.nice,
-            "Pause": "",
-        }
-        if options.hours:
-            self.node["Hours"] = options.hours.text
-        if options.queue:
-            self.node["Queues"] = options.queue
-        if options.until_empty:
-            self.node["UntilEmpty"] = True  # the server then says whether there is more to come
+        self.node = about_client(options, spool, tools)
 
     # -- the whole
 

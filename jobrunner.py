@@ -1488,6 +1488,11 @@ def _owners_only(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
+def as_text(data: bytes) -> str:
+    """An output's bytes as text that can be turned back into them."""
+    return data.decode("utf-8", "surrogateescape")
+
+
 def owner() -> str:
     """user@host of whoever runs this."""
     import getpass

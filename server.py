@@ -22,8 +22,8 @@ on goes to the next journal.  Start = snapshot + the journals not older than it.
 
 Clocks: wall time (seconds since 1970) in records and leases; monotonic time for waiting.
 
-Sections: settings, the database file, the store, nodes, named queues and arrays, dependencies, accounting, the queue,
-answers and routes, access, HTTP, main.
+Sections: settings, the database file, the store, nodes, output that is followed, named queues and arrays, dependencies,
+accounting, the queue, answers and routes, access, HTTP, main.
 """
 
 import argparse
@@ -96,6 +96,7 @@ from jobrunner import (
     JobrunnerError,
     State,
     UnknownJob,
+    as_text,
     format_time,
     from_json,
     next_state,
@@ -1418,7 +1419,7 @@ class Archive:
             for key, stream in (("StdOutTail", "out"), ("StdErrTail", "err")):
                 tail = store.read_output(job, stream)
                 if tail:
-                    record[key] = tail.decode("utf-8", "surrogateescape")
+                    record[key] = as_text(tail)
             months[time.strftime("%Y%m", time.localtime(job.end_time))].append(to_json(record) + b"\n")
         for month, lines in months.items():
             append_durably(os.path.join(self.folder, f"finished-{month}.jsonl"), b"".join(lines))
@@ -3864,11 +3865,6 @@ def _followed_output(queue: Queue, request: Request) -> Answer:
 
 def _output_of(job: Job) -> Dict[str, Any]:
     return {"ID": job.id, "Number": job.number, "State": job.state.value, "Host": job.host}
-
-
-def as_text(data: bytes) -> str:
-    """Bytes as text that can be turned back into them."""
-    return data.decode("utf-8", "surrogateescape")
 
 
 def post_stream(queue: Queue, request: Request) -> Answer:

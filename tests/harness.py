@@ -3,12 +3,14 @@
 Nothing here sleeps to wait for a thing: `until` polls with a deadline.  Ports come from the system, all on loopback.
 """
 
+import http.server
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -53,6 +55,41 @@ def alive(pid):
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+class FakeServer:
+    """What answers a client in this process: `reply` says what, (status, bytes)."""
+
+    def __init__(self):
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self):
+                data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                status, body = outer.reply(self.command, self.path, data)
+                self.send_response(status)
+                if body:
+                    self.send_header("Content-Type", "application/json")
+                if status != 204:
+                    self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_GET = do_POST = answer
+
+            def log_message(self, *_):
+                pass
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.http.handle_error = lambda *_: None  # clients here are killed while they listen
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+
+    def reply(self, command, path, data):
+        raise NotImplementedError
 
 
 class Server:

@@ -4,19 +4,17 @@ the original's flags and the original's server.
 Two clients are shared by the tests that leave them as they were: `shop`, and `limits`, whose slow jobs all run at once.
 """
 
-import http.server
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import urllib.parse
 
 import pytest
 
-from harness import Lab, PATIENCE, ROOT, alive, read, shell, until
+from harness import FakeServer, Lab, PATIENCE, ROOT, alive, read, shell, until
 from jobrunner import parse_time
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals, sh and /proc: Windows has a file of its own")
@@ -752,7 +750,7 @@ def test_a_folder_that_cannot_be_used_is_one_plain_line(lab, flags):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Original:
+class Original(FakeServer):
     """An imitation of the original's server, as ORIGINAL.md has it: any method, the query alone, empty answers.
 
     calls  [(method, path, raw query, {key: value})]
@@ -761,34 +759,13 @@ class Original:
     def __init__(self, *jobs):
         self.waiting = [{"ID": f"81b82367-c5c4-439b-a290-{n:012d}", **job} for n, job in enumerate(jobs)]
         self.leased, self.over, self.calls = {}, {}, []
-        outer = self
+        super().__init__()
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def answer(self):
-                path, _, raw = self.path.partition("?")
-                query = dict(urllib.parse.parse_qsl(raw, keep_blank_values=True))
-                self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                outer.calls.append((self.command, path, raw, query))
-                status, body = outer.answer(path, query)
-                self.send_response(status)
-                if body:
-                    self.send_header("Content-Type", "application/json")
-                if status != 204:
-                    self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            do_GET = do_POST = answer
-
-            def log_message(self, *_):
-                pass
-
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+    def reply(self, command, path, data):
+        path, _, raw = path.partition("?")
+        query = dict(urllib.parse.parse_qsl(raw, keep_blank_values=True))
+        self.calls.append((command, path, raw, query))
+        return self.answer(path, query)
 
     def answer(self, path, query):
         if path == "/request":

@@ -4,7 +4,6 @@ outputs that are streamed.  Where the server is only listened to, a small one of
 """
 
 import argparse
-import http.server
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ import pytest
 
 import client
 from client import AllowList, Usage, fill, in_hours, parse_hours
-from harness import PATIENCE, alive, read, shell, until
+from harness import PATIENCE, FakeServer, alive, read, shell, until
 from jobrunner import BadRequest, Job
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="sh and /proc: Windows has a file of its own")
@@ -26,7 +25,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="sh and /proc: Windows h
 GIB = 1 << 30
 
 
-class Desk:
+class Desk(FakeServer):
     """A server that hands out the given records once, says what it is told to, and keeps what it hears.
 
     refuse  statuses to answer the next requests with;  requests, reports, streams  what came, in order
@@ -36,30 +35,11 @@ class Desk:
         self.jobs, self.status = list(records), status
         self.signals, self.refuse, self.extra, self.follow = [], [], {}, True
         self.requests, self.reports, self.streams = [], [], []
-        outer = self
+        super().__init__()
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def answer(self):
-                data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                code, value = outer.answer(self.path, json.loads(data) if data else None)
-                body = json.dumps(value).encode()
-                self.send_response(code)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            do_GET = do_POST = answer
-
-            def log_message(self, *_):
-                pass
-
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.http.handle_error = lambda *_: None  # clients here are killed while they listen
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+    def reply(self, command, path, data):
+        status, value = self.answer(path, json.loads(data) if data else None)
+        return status, json.dumps(value).encode()
 
     def answer(self, path, body):
         if path == "/status":
