@@ -166,9 +166,12 @@ WORK = """if True:
 
 @pytest.fixture(scope="module", autouse=True)
 def watched(windows, tmp_path_factory):
-    """(server, {name: number}): jobs of two clients, an English one and a German one, that end what sleeps for 6 s."""
+    """(server, {name: number}): jobs of two clients, an English one and a German one, that end what sleeps for 12 s.
+
+    tasklist counts whole seconds of CPU: what gets a tenth of a core on a busy machine looks idle for up to 10 s.
+    """
     linux, folder = str(tmp_path_factory.mktemp("watch")), str(tmp_path_factory.mktemp("watched"))
-    flags = ("--dead-after", "0.1", "--usage-interval", "1", "--kill-delay", "0.5")
+    flags = ("--dead-after", "0.2", "--usage-interval", "1", "--kill-delay", "0.5")
     with Lab(linux) as lab, WindowsLab(folder) as desktops:
         server = lab.server("--offline-after", 0)
         jobs = {}
@@ -177,7 +180,7 @@ def watched(windows, tmp_path_factory):
             own = ("--hostname", language, "--spool", language)
             desktops.client(server, *flags, *own, python=python_of(version), env=env, log=language + ".log")
             for name in names:
-                seconds = {"stops": ["1.5", "0", "600"], "works": ["0", "10", "0"]}[name]
+                seconds = {"stops": ["1.5", "0", "600"], "works": ["3", "15", "0"]}[name]
                 params = [EXE[version], "-S", "-E", "-c", WORK, *seconds, native(folder)]
                 jobs[f"{name} {language}"] = {"Params": params, "Requires": ["host=" + language]}
         yield server, dict(zip(jobs, server.add(*jobs.values())))
@@ -569,4 +572,4 @@ def test_a_job_that_works_longer_than_the_time_for_the_dead_goes_on(watched):
     server, numbers = watched
     job = server.over(numbers["works de"])
     assert (job["Status"], job["ExitStatus"], job["RunCount"]) == ("finished", 0, 1), job
-    assert job["CpuTimeUsed"] >= 2 and sum(job["CPUUsed"]) > 0
+    assert job["CpuTimeUsed"] >= 1 and sum(job["CPUUsed"]) > 0  # as of the last sample
