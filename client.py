@@ -1009,14 +1009,13 @@ class Spool:
             return True
         return not (WINDOWS or os.path.samestat(held, found)) or not all(map(os.path.isdir, self.folders))
 
+    def folder_of(self, job: Job) -> str:
+        return os.path.join(self.jobs, f"{_file_name(job.id)}.{job.run_count}")
+
     def make(self, job: Job, notes: Dict[str, Any]) -> str:
         """The folder of a run, with the job in its log and what else is to be known of the run; raises OSError."""
-        folder = os.path.join(self.jobs, f"{_file_name(job.id)}.{job.run_count}")
-        try:
-            os.mkdir(folder, 0o700)
-        except FileExistsError:  # a lease that was lost and given again
-            self.remove(folder)
-            os.mkdir(folder, 0o700)
+        folder = self.folder_of(job)
+        os.mkdir(folder, 0o700)
         try:
             note(folder, {"Format": FORMAT, "Job": job.to_record(), "Machine": self.machine, **notes})
         except OSError as error:
@@ -1969,6 +1968,9 @@ class Agent:
             return self._give_back(job, f"{host} takes jobs only in its hours, {self.options.hours.text}")
         if self.spool.is_gone():
             return self._give_back_and_pause(job, f"{host} has lost its spool {self.spool.path}")
+        if os.path.lexists(self.spool.folder_of(job)):
+            # a server with an older database counts its runs once more; given back, its next run has another number
+            return self._give_back(job, f"{host} has a run {job.run_count} of it already, of another lease")
         try:
             prefixes = self.allow.prefixes()
         except BadRequest as error:

@@ -546,6 +546,26 @@ def test_jobs_go_on_while_the_server_is_away_and_each_is_reported_once(lab):
     until(lambda: not folders(lab), "the folders to go")
 
 
+def test_a_run_that_a_restored_database_counts_once_more_is_ended_and_taken_for_no_other(lab):
+    server = lab.server()
+    (number,) = server.add(shell(f"echo $$ >>pids; {STEP}", "a", lab.path("go"), "3"))
+    assert server.stop() == 0
+    before = read(lab.path("jobs.json"))
+    server = lab.server(port=server.port)
+    lab.client(server, max_jobs=2)
+    (first,) = pids(lab.path("pids"))
+    server.kill()
+    os.remove(lab.path("jobs.json.journal"))
+    lab.write("jobs.json", before)
+    server = lab.server(port=server.port)
+    until(lambda: len(read(lab.path("pids")).split()) == 2, "it to be run again")
+    assert gone([first])
+    assert server.job(number)["State"] == "R"  # the end of the first is not that of the second
+    lab.write("go", "")
+    assert server.over(number)["ExitStatus"] == 3
+    until(lambda: not folders(lab), "the folders to go")
+
+
 def test_a_client_whose_server_is_not_there_keeps_trying(lab):
     port = free_port()
     client = lab.client(f"127.0.0.1:{port}")
