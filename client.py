@@ -746,6 +746,10 @@ def _at_once(path: str, flags: int) -> int:
     """Opens an output without waiting: a pipe that nobody reads would hold up every other job."""
     file = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o600)
     if not WINDOWS:
+        # /dev/stdout is, here, where the client hears of its jobs, and what comes in at /dev/stdin is done
+        if any(os.path.samestat(os.fstat(file), os.fstat(own)) for own in (0, 1)):
+            os.close(file)
+            raise OSError(errno.EPERM, "that is the client's own: choose another place for output", path)
         os.set_blocking(file, True)
     return file
 

@@ -279,6 +279,13 @@ def test_an_output_to_dev_null_is_nowhere_and_one_to_a_pipe_is_not_waited_for(sh
     assert (qcat(shop.server, job["Number"]), qcat(shop.server, job["Number"], "-e")) == (b"", b"")
 
 
+@pytest.mark.parametrize("place", ["/dev/stdout", "/dev/fd/0"])
+def test_an_output_is_not_what_the_client_and_its_keeper_talk_over(shop, place):
+    job = shop.run(shell("echo 5; printf x"), StdOut=place)
+    assert (job["Status"], job["ExitStatus"]) == ("failed", -9) and f"cannot open {place}: " in job["Comment"]
+    assert shop.client.poll() is None and shop.run(["true"])["Status"] == "finished"
+
+
 def test_outputs_without_a_name_are_whole_in_the_spool_under_the_jobs_name_and_number(shop):
     job = shop.run(shell("seq 100000"), Name="my/job")
     (name,) = [n for n in os.listdir(shop.lab.path("jobrunner-spool", "output")) if n.endswith(f".o{job['Number']}")]
