@@ -2357,7 +2357,10 @@ class Agent:
                 or (process.pid in run.members and self.tools.is_same(process, run.members[process.pid]))
             )
         ]
-        left = [pid for pid in left if group or pid != run.pid]
+        found = [process for pid in left if group or pid != run.pid for process in tree(processes, pid)]
+        # what they start meanwhile is the job's, too, and would be nobody's once they are gone
+        run.members.update((process.pid, process.start) for process in found if not process.zombie)
+        left = sorted({process.pid for process in found if not process.zombie})
         if left and self.clock() >= (run.kill_at or 0):
             run.killed, run.kill_at = True, self.clock() + KILL_AGAIN
             self.tools.kill(run.pid if group else left[0], left)

@@ -685,6 +685,23 @@ def test_a_group_with_a_runs_number_is_the_runs_only_in_the_boot_it_ran_in(lab, 
             os.kill(left, 9)
 
 
+def test_what_is_left_of_a_run_is_killed_with_what_it_has_started_meanwhile(lab):
+    job = 'setsid sh -c "setsid sleep 600 & echo \\$\\$ \\$! >pids; sleep 600" & exit'
+    leader = subprocess.Popen(["sh", "-c", job], cwd=lab.folder, start_new_session=True)
+    leader.wait()
+    left, its_child = map(int, until(lambda: read(lab.path("pids")).split(), "both to be there"))
+    agent = bare_agent()
+    run = client.Run(Job(["a"]), "folder", 0.0)
+    run.pid, run.started, run.ending, run.kill_at = leader.pid, client.boot_clock(), "timeout", 0.0
+    run.members = {left: agent.tools.snapshot()[left].start}  # when it was asked to end
+    try:
+        assert agent._something_is_left(run)
+        until(lambda: not alive(left) and not alive(its_child), "both to be killed")
+    finally:
+        for pid in filter(alive, (left, its_child)):
+            os.kill(pid, 9)
+
+
 def test_the_main_thread_does_not_spin_for_a_run_that_its_keeper_has_not_begun_in_time():
     agent = bare_agent()
     run = agent.runs["a"] = client.Run(Job(["a"], runtime=1), "a", agent.clock() - 60)
