@@ -651,7 +651,9 @@ class Keeper:
     they inherit it.
     """
 
-    def __init__(self, nice: int = 0) -> None:
+    def __init__(self, lock_path: str, nice: int = 0) -> None:
+        keepers, self.name = os.path.split(lock_path)
+        self.jobs = os.path.join(os.path.dirname(keepers), "jobs")
         self.children: Dict[subprocess.Popen, Tuple[str, float]] = {}  # folder, awake clock at its start
         self.environ = dict(os.environ)
         self.unwritten: List[Tuple[str, Dict[str, Any]]] = []  # what the disk had no room for
@@ -711,6 +713,17 @@ class Keeper:
         # A power cut must not lose the end of a long run; for a short one the sync would cost more than the run.
         self._over(folder, EXIT_SIGNALLED - code if code < 0 else code, "", sync=seconds > 10, Seconds=seconds)
 
+    def give_back(self) -> None:
+        """Its input has ended, and so has its client: what that had made ready, and not yet ordered, nobody will begin.
+        While another job keeps this keeper alive, the next client could not tell that."""
+        begun = {folder for folder, _ in self.unwritten}
+        for folder in [os.path.join(self.jobs, name) for name in _names(self.jobs)]:
+            notes = read_notes(folder)
+            if notes.get("Keeper") == self.name and notes.keys().isdisjoint(("Pid", "ExitStatus")):
+                if folder not in begun:
+                    words = "its client was ended before it had started it: run again"
+                    self._over(folder, EXIT_NOT_STARTED, words, Status="released")
+
     def _over(self, folder: str, exit_status: int, comment: str, sync: bool = False, **more: Any) -> None:
         end = {"ExitStatus": exit_status, "Comment": comment, "EndTime": format_time(now()), **more}
         self._note(folder, end, sync)
@@ -740,6 +753,14 @@ class Keeper:
             os.write(1, json.dumps(message).encode() + b"\n")
         except OSError:
             pass  # no client any more: the next one reads the folders
+
+
+def _names(folder: str) -> List[str]:
+    """What is in a folder; nothing if it cannot be looked at."""
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def _at_once(path: str, flags: int) -> int:
@@ -784,7 +805,7 @@ def keep(lock_path: str, priority: str = "0") -> int:
             time.sleep(0.5)
             if os.getppid() != parent:
                 return 1
-    keeper = Keeper(nice)
+    keeper = Keeper(lock_path, nice)
     keeper._say({"Ready": True})
     (_keep_windows if WINDOWS else _keep_linux)(keeper)
     lock.release()
@@ -821,6 +842,7 @@ def _keep_linux(keeper: Keeper) -> None:
             elif not data:
                 open_input = False
                 selector.unregister(0)
+                keeper.give_back()
             else:
                 *lines, orders = (orders + data).split(b"\n")
                 for line in lines:
@@ -852,6 +874,7 @@ def _keep_windows(keeper: Keeper) -> None:
             continue
         if event == "closed":
             open_input = False
+            keeper.give_back()
         elif event == "ended":
             keeper.ended(value)
         else:
@@ -911,6 +934,7 @@ NOTES: Dict[str, Callable[[Any], bool]] = {
     "Pid": lambda value: isinstance(value, int) and 1 < value < 1 << 32,
     "ExitStatus": lambda value: value is None or (isinstance(value, int) and _is_number(value)),
     "Ending": lambda value: isinstance(value, str) and value in ENDINGS,
+    "Status": lambda value: value == "released",
     "Temp": _is_temp,
     "EndTime": _is_time,
     "Started": lambda value: value is None or _is_number(value),

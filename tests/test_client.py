@@ -624,6 +624,28 @@ def test_a_job_its_keeper_was_slow_to_start_is_not_run_twice_when_the_client_is_
     assert read(lab.path("runs")) == "a\n"
 
 
+def test_a_job_that_its_client_was_killed_before_it_ordered_does_not_wait_for_the_keepers_other_jobs(lab):
+    server = lab.server()
+    client = lab.client(server, max_jobs=1)
+    numbers = server.add(shell(STEP, "a", lab.path("go"), "3"), shell("echo b >>runs; exit 4"))
+    until(lambda: noted(lab, "Pid"), "the first to run")
+    (folder,) = folders(lab).values()
+    notes = json.loads(read(os.path.join(folder, "log")).splitlines()[0])
+    (job,) = server.post("/request", {"Hostname": "same client", "Slots": 1})[1]["Jobs"]
+    made = lab.path("jobrunner-spool", "jobs", f"{job['ID']}.1")
+    os.mkdir(made)
+    lab.write(os.path.join(made, "log"), json.dumps({**notes, "Job": job}) + "\n")
+    client.kill()
+    client.wait()
+    lab.client(server, max_jobs=2)
+    second = server.over(numbers[1])
+    assert (second["ExitStatus"], second["RunCount"]) == (4, 2)
+    assert server.job(numbers[0])["State"] == "R"
+    lab.write("go", "")
+    assert server.over(numbers[0])["ExitStatus"] == 3
+    assert read(lab.path("runs")).split() == ["a", "b"]
+
+
 def test_when_the_keeper_is_killed_its_jobs_go_on_and_are_run_again_or_lost_but_never_forgotten(lab):
     server = lab.server()
     client = lab.client(server, max_jobs=6)
