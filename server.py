@@ -3124,6 +3124,8 @@ class Queue:
         it was started too often to go on like that."""
         if job.signal in ("delete", "abort"):
             return self._ended_as_told(job, "deleted while it ran")
+        if job.signal == "rerun":  # a person wants another run than this one and those before, also where it comes back
+            lease, changes = "", {**changes, "earlier": []}
         words = dict(
             comment=comment, lease=lease, host="", client="", expiry=None, signal="", queue_time=self.clock(), **changes
         )

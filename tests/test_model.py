@@ -469,6 +469,8 @@ class Model:
         """started: it counts as a start without an end."""
         if job["Signal"] in ("delete", "abort"):
             return self.expire(job)
+        if job["Signal"] == "rerun":
+            lease, job["Earlier"] = "", []
         job.update(Lease=lease, Host="", Expiry=None, Signal="")
         job["Hold"] = job["Hold"] or (started and job["RunCount"] % MAX_STARTS == 0 and job["RunCount"] > 0)
         self.rest(job)

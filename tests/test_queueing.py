@@ -1178,6 +1178,20 @@ def test_a_run_of_a_job_that_is_being_deleted_or_was_is_told_to_end(lab):
     assert names_run(lab, first, "a")["Signals"][0]["Signal"] == "delete" and lab.state(1) == "F deleted"
 
 
+def test_a_run_that_was_to_be_run_again_does_not_come_back_nor_do_those_before_it(lab):
+    first, second = cut_off(lab)
+    lab.verb("rerun", 1)
+    lab.pass_time(7200)
+    assert lab.state(1) == "Q"
+    for run, host in ((first, "a"), (second, "b")):
+        assert names_run(lab, run, host)["Signals"][0]["Signal"] == "delete"
+        assert names_run(lab, run, host, over=0)["Reported"] == [{"ID": run.id, "Stale": True}]
+    assert lab.state(1) == "Q"
+    lab.start("c")
+    lab.end(1, 3)
+    assert (lab.job(1).exit_status, lab.job(1).host) == (3, "c")
+
+
 def test_leases_of_earlier_runs_are_in_no_listing_and_not_told_to_the_next_client(lab):
     first, second = cut_off(lab)
     dump = b"".join(server_module.database_chunks(lab.queue.picture())).decode()
