@@ -1607,6 +1607,14 @@ def _sent(report: Dict[str, Any]) -> Dict[str, Any]:
     return {key: value for key, value in report.items() if key != "Run"}
 
 
+def _shorten(report: Dict[str, Any]) -> bool:
+    """Leaves the last half of the outputs in a report; False if there is nothing in them."""
+    tails = [key for key in ("StdOutTail", "StdErrTail") if report.get(key)]
+    for key in tails:
+        report[key] = report[key][(len(report[key]) + 1) // 2 :]
+    return bool(tails)
+
+
 def _configuration(job: Job) -> str:
     return jobrunner.to_json({"ID": job.id, "Params": job.params, "Runtime": job.runtime}).decode()
 
@@ -2679,7 +2687,7 @@ class Agent:
         with self.lock:
             for folder, _ in batch:
                 self.under_way.pop(folder, None)
-            if batch and isinstance(error, ServerRefused) and error.status == 400:
+            if batch and isinstance(error, ServerRefused) and error.status in (400, 413):
                 self.one_by_one, self.carries_reports = True, False
             self.report_news.notify()
 
@@ -2690,12 +2698,16 @@ class Agent:
         try:
             self._wire().report([report for _, report in batch])
         except ServerRefused as error:
-            if error.status not in (400, 404):
+            if error.status not in (400, 404, 413):
                 raise
             if len(batch) > 1:  # one of them is at fault, and must not keep back the others
                 for single in batch:
                     self._deliver([single])
                 return
+            if error.status == 413:  # with less of its outputs, rather than never
+                if not _shorten(batch[0][1]):
+                    raise
+                return self._deliver(batch)
             self.log.error("report.refused job=%s: %s; its folder is kept", batch[0][1]["ID"], error)
             self._acknowledged(batch, keep_folder=True)
         else:

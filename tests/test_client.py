@@ -553,6 +553,18 @@ def test_jobs_go_on_while_the_server_is_away_and_each_is_reported_once(lab):
     until(lambda: not folders(lab), "the folders to go")
 
 
+def test_reports_that_are_too_long_for_the_server_come_one_by_one_and_shorter_if_they_must(lab):
+    server = lab.server("--max-body", "200kb")
+    lab.client(server, max_jobs=3)
+    code = "import os, sys; os.write(1, bytes([255]) * 70000 + sys.argv[1].encode()); sys.exit(4)"
+    jobs = [server.over(number) for number in server.add(*(python(code, name) for name in "abc"))]
+    assert [job["ExitStatus"] for job in jobs] == [4] * 3
+    for job, name in zip(jobs, "abc"):
+        output = server.get("/output", id=job["ID"])[1]["StdOut"]
+        assert 10000 < len(output) < TAIL and output[-2:] == "\udcff" + name
+    until(lambda: not folders(lab), "the folders to go")
+
+
 def test_a_run_that_a_restored_database_counts_once_more_is_ended_and_taken_for_no_other(lab):
     server = lab.server()
     (number,) = server.add(shell(f"echo $$ >>pids; {STEP}", "a", lab.path("go"), "3"))
