@@ -98,6 +98,7 @@ GUEST_STEP = 5  # s between looks at whether jobs are welcome here (hours, memor
 FAREWELL_TIME = 3  # s that a client which ends waits for the server to hear it
 FOLLOW_STEP = 0.5  # s between looks at an output that somebody follows
 FOLLOW_ALIVE = 10  # s after which a stream with nothing new says so
+LONGEST_COMMENT = 600  # characters of what a keeper says to an end: many messages are to fit into its pipe
 NO_ROOM = 64 << 10  # bytes free on a disk that is full
 SWEEP = 3600  # s between looks for outputs that have been kept long enough
 
@@ -725,7 +726,7 @@ class Keeper:
                     self._over(folder, EXIT_NOT_STARTED, words, Status="released")
 
     def _over(self, folder: str, exit_status: int, comment: str, sync: bool = False, **more: Any) -> None:
-        end = {"ExitStatus": exit_status, "Comment": comment, "EndTime": format_time(now()), **more}
+        end = {"ExitStatus": exit_status, "Comment": _short(comment), "EndTime": format_time(now()), **more}
         self._note(folder, end, sync)
         self._say({"Folder": folder, **end})
 
@@ -753,6 +754,12 @@ class Keeper:
             os.write(1, json.dumps(message).encode() + b"\n")
         except OSError:
             pass  # no client any more: the next one reads the folders
+
+
+def _short(text: str) -> str:
+    """A text without the middle of what would be too long: what is wrong with a name stands behind it."""
+    half = LONGEST_COMMENT // 2
+    return text if len(text) <= LONGEST_COMMENT else f"{text[:half]} ... {text[-half:]}"
 
 
 def _names(folder: str) -> List[str]:
@@ -1705,6 +1712,7 @@ class Agent:
         self.total_memory = -1  # of the machine; it is asked for when needed
         self.wire: Any = None
         self.connecting = threading.Lock()
+        self.ordering = threading.Lock()  # an order is one line, however long
         self.away = Backoff()
         self.away_until = 0.0
         # awake clock: when to send a request; None: one is open that will do.  The first as soon as the keeper is ready
@@ -2041,13 +2049,17 @@ class Agent:
         with self.lock:
             if not self.keeper_ready or run.keeper != self.keeper_name:
                 return False
-            self.runs[run.folder] = run
-            try:
-                os.write(self.keeper.stdin.fileno(), order) if len(order) < 4096 else self._write_all(order)
-            except OSError:
-                pass  # it has just died: _keeper_loop, which is about to learn it, takes the run for an orphan
+            self.runs[run.folder], keeper = run, self.keeper
             if run.deadline - run.began < 2:
                 self.main_news.notify()  # it looks every second by itself
+        # Without the lock: a keeper that has much to say reads no order until _keeper_loop, which needs it, has listened
+        with self.ordering:
+            try:
+                left = memoryview(order)
+                while left:
+                    left = left[os.write(keeper.stdin.fileno(), left) :]
+            except OSError:
+                pass  # it has just died: _keeper_loop, which is about to learn it, takes the run for an orphan
         return True
 
     def _full_disk_of(self, run: Run) -> str:
@@ -2069,11 +2081,6 @@ class Agent:
                 self.log.warning("client.memory error=%r", os_words(error))
                 return 0
         return self.total_memory
-
-    def _write_all(self, data: bytes) -> None:
-        left = memoryview(data)
-        while left:
-            left = left[os.write(self.keeper.stdin.fileno(), left) :]
 
     def _prepare(self, run: Run) -> Dict[str, Any]:
         """Makes all that a run is to find, and the keeper's order; raises OSError, ValueError or BadRequest."""

@@ -170,6 +170,15 @@ def test_a_job_that_cannot_be_started_has_failed_and_its_comment_names_the_file_
     assert shop.run(["true"])["Status"] == "finished"  # the client lives on
 
 
+def test_commands_of_any_length_keep_client_and_keeper_from_nothing(lab):
+    server = lab.server("--offline-after", 0)
+    numbers = server.add(*[["x" * 200_000]] * 20, ["true"])
+    lab.client(server, max_jobs=10)
+    assert server.over(numbers[-1])["Status"] == "finished"
+    job = server.over(numbers[0])
+    assert job["ExitStatus"] == -8 and job["Comment"].endswith("File name too long") and len(job["Comment"]) < 700
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What a job is given
 # ---------------------------------------------------------------------------------------------------------------------

@@ -645,7 +645,7 @@ def test_a_file_of_the_working_directory_is_no_module_of_the_keeper(lab, desk):
 def bare_agent(**more):
     agent = client.Agent.__new__(client.Agent)
     agent.log, agent.lock, agent.clock = logging.getLogger("test"), threading.RLock(), time.monotonic
-    agent.tools, agent.runs = client.LinuxTools(agent.log), {}
+    agent.tools, agent.runs, agent.ordering = client.LinuxTools(agent.log), {}, threading.Lock()
     vars(agent).update(more)
     return agent
 
