@@ -1344,7 +1344,7 @@ class TempFolders:
     def _new_name(self) -> str:
         return os.path.join(self.path, os.urandom(4).hex())
 
-    def sweep(self, needed: Iterable[str]) -> None:
+    def sweep(self, needed: Iterable[Optional[str]]) -> None:
         """Removes what an earlier client has left here, but for the folders that are needed."""
         with contextlib.suppress(OSError):
             for path in {os.path.join(self.path, name) for name in os.listdir(self.path)} - set(needed):
@@ -2502,10 +2502,12 @@ class Agent:
     def _adopt(self) -> None:
         """Takes over the runs in the spool: reports those that are over, watches the others."""
         processes: Optional[Dict[int, Process]] = None
-        needed, keepers = [], {self.keeper_name}
+        needed: List[Optional[str]] = []
+        keepers = {self.keeper_name}
         for folder in self._by_age(self.spool.jobs):
             known = self._read_run(folder)
             if known is None:
+                needed.append(self._temp_of(folder))
                 continue
             job, notes = known
             needed.append(notes.get("Temp", ""))
@@ -2514,8 +2516,14 @@ class Agent:
                 continue
             processes = self.tools.snapshot() if processes is None else processes
             self._adopt_run(Run(job, folder, self.clock()), notes, processes)
-        self.temp.sweep(needed)
+        if None not in needed:
+            self.temp.sweep(needed)
         self.spool.sweep_keepers(keepers)
+
+    @staticmethod
+    def _temp_of(folder: str) -> Optional[str]:
+        """The TMPDIR of a run that is left as it is, since it may go on; None = that cannot be told."""
+        return read_notes(folder).get("Temp") if os.path.lexists(os.path.join(folder, "log")) else ""
 
     def _by_age(self, path: str) -> List[str]:
         """What is in the folder, in the order in which the logs were last written: so the reports are in order."""

@@ -225,6 +225,23 @@ def test_a_client_that_adopts_a_script_removes_its_folders_and_what_a_killed_cli
     assert os.listdir(lab.path("out")) == [f"job.o{number}"]
 
 
+@pytest.mark.parametrize("old, new", [('"Format": 1', '"Format": 2'), ('{"Format"', "\0")])
+def test_a_run_that_a_client_cannot_read_and_leaves_keeps_its_temporary_files(lab, old, new):
+    server = lab.server()
+    client = start(lab, server)
+    server.add(shell('echo "$TMPDIR" >path.txt; echo >"$TMPDIR/work"; until [ -e go ]; do sleep 0.05; done'))
+    until(lambda: noted(lab, "Pid") and os.path.exists(os.path.join(read(lab.path("path.txt")).strip(), "work")))
+    client.kill()
+    client.wait()
+    (folder,) = folders(lab).values()
+    log = read(os.path.join(folder, "log"))
+    lab.write(os.path.join(folder, "log"), log.replace(old, new, 1))
+    start(lab, server)
+    assert server.over(*server.add(["true"]))["Status"] == "finished"
+    assert os.path.exists(os.path.join(read(lab.path("path.txt")).strip(), "work"))
+    assert "spool.damaged" in lab.log("client.py.log")
+
+
 def test_a_client_that_ends_in_peace_leaves_nothing_among_the_temporary_files(lab):
     server = lab.server()
     server.add(*[["true"]] * 3)
