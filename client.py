@@ -1699,7 +1699,8 @@ class Agent:
         self.keeper: Optional[subprocess.Popen] = None
         self.keeper_name = ""
         self.keeper_ready = False  # it holds its lock: whoever comes after us will know that it lives
-        self.allow = AllowList(options.allow_prefix, options.allow_file, [spool.path, os.getcwd()])
+        self.folder = os.getcwd()  # where jobs run that name no other; it may be gone later
+        self.allow = AllowList(options.allow_prefix, options.allow_file, [spool.path, self.folder])
         here = os.path.dirname(os.path.abspath(__file__))
         self.own_files = [os.path.join(here, name) for name in ("client.py", "jobrunner.py", "server.py", TOKEN_FILE)]
         self.own_files += [os.path.abspath(options.token_file)] if options.token_file else []
@@ -1745,7 +1746,7 @@ class Agent:
             self._sweep_now_and_then()
             self._watch()
             self.done = self.done or self._is_drained()
-            self._mind_lost_spool()
+            self._mind_lost_folder()
         if self.stopping:
             self._stop()
         self._say_farewell()
@@ -1883,11 +1884,13 @@ class Agent:
             late = any(number <= self.drained_at for number in self.open_polls)
             return self.draining and not self.runs and not self.outbox and not late
 
-    def _mind_lost_spool(self) -> None:
+    def _mind_lost_folder(self) -> None:
         """Whoever waits for a client with --until-empty need not wait for one that takes no jobs any more."""
-        if self.options.until_empty and self.pause and not self.runs and not self.outbox and self.spool.is_gone():
-            self.temp.close()
-            raise JobrunnerError(f"the spool {self.spool.path} is gone: start the client again, with another --spool")
+        if self.options.until_empty and self.pause and not self.runs and not self.outbox:
+            lost = self._lost_folder()
+            if lost:
+                self.temp.close()
+                raise JobrunnerError(f"{lost} is gone: start the client again")
 
     def _drain(self, drain: bool) -> None:
         """Takes no more jobs, and ends when it has none any more; or goes on, if it was told that before."""
@@ -2010,8 +2013,9 @@ class Agent:
             return self._give_back(job, f"the client on {host} was stopped")
         if self.options.hours and not in_hours(self.options.hours, minute_of_day(self.wall())):
             return self._give_back(job, f"{host} takes jobs only in its hours, {self.options.hours.text}")
-        if self.spool.is_gone():
-            return self._give_back_and_pause(job, f"{host} has lost its spool {self.spool.path}")
+        lost = self._lost_folder()
+        if lost:
+            return self._give_back_and_pause(job, f"{host} has lost {lost}")
         if os.path.lexists(self.spool.folder_of(job)):
             # a server with an older database counts its runs once more; given back, its next run has another number
             return self._give_back(job, f"{host} has a run {job.run_count} of it already, of another lease")
@@ -2031,8 +2035,9 @@ class Agent:
             return self._never_ran(job, "failed", EXIT_NO_OUTPUT, str(error))
         except (OSError, ValueError, BadRequest) as error:
             self._unmake(run)
-            if self.spool.is_gone():
-                return self._give_back_and_pause(job, f"{host} has lost its spool {self.spool.path}")
+            lost = self._lost_folder()
+            if lost:
+                return self._give_back_and_pause(job, f"{host} has lost {lost}")
             words = f"cannot start {job.title}: {error}"
             if isinstance(error, OSError):
                 words = f"cannot make {error.filename or self.spool.path}, which it needs: {os_words(error)}"
@@ -2064,7 +2069,7 @@ class Agent:
 
     def _full_disk_of(self, run: Run) -> str:
         """In words, a disk the job writes to that has no room, which may be why it failed; "" = none."""
-        for path in dict.fromkeys([os.path.dirname(path) for path in run.outputs.values()] + [run.temp, os.getcwd()]):
+        for path in dict.fromkeys([os.path.dirname(path) for path in run.outputs.values()] + [run.temp, self.folder]):
             with contextlib.suppress(OSError):
                 if path and path != os.path.dirname(os.devnull) and free_disk(path) < NO_ROOM:
                     return self._disk_full_words(f"no room in {path}")
@@ -2097,9 +2102,9 @@ class Agent:
             with open(path, "wb") as file:
                 file.write(script_bytes(job.script_name, job.script))
             params = runner + [path] + params[1:]
-        workdir = os.path.abspath(job.workdir) if job.workdir else ""
+        workdir = os.path.abspath(os.path.join(self.folder, job.workdir)) if job.workdir else ""
         nodes = self.spool.node_file(self.options.hostname, job.ncpus)
-        env = environment(job, workdir or os.getcwd(), nodes, run.temp)
+        env = environment(job, workdir or self.folder, nodes, run.temp)
         return {"Folder": run.folder, "Params": params, "Env": env, "WorkDir": workdir, **run.outputs}
 
     def _is_own_file(self, path: str) -> bool:
@@ -2116,7 +2121,7 @@ class Agent:
 
     def _outputs(self, job: Job) -> Dict[str, str]:
         """The files a job prints to, also where it names a folder alone, or wants both outputs in one; raises NoOutput."""
-        base, paths = os.path.abspath(job.workdir), {}
+        base, paths = os.path.abspath(os.path.join(self.folder, job.workdir)), {}
         for key, given, letter in (("StdOut", job.stdout, "o"), ("StdErr", job.stderr, "e")):
             path = os.path.join(base, given)
             if given == "/dev/null":
@@ -2420,10 +2425,22 @@ class Agent:
                     self.log.info("client.%s", f"pause: {words}" if words else "takes jobs")
                     self._slot_freed()
 
-    def _pause_words(self) -> str:
+    def _lost_folder(self) -> str:
+        """What somebody has removed, or put another in the place of, so that jobs cannot be run here; "" = nothing."""
         if self.spool.is_gone():
-            words = f"its spool {self.spool.path} is gone: start the client again"
-            self._say_once(f"spool.gone: {words}; the jobs that run are watched and reported")
+            return f"its spool {self.spool.path}"
+        try:  # Windows removes no folder that somebody works in
+            if WINDOWS or os.path.samestat(os.stat(os.curdir), os.stat(self.folder)):
+                return ""
+        except OSError:
+            pass
+        return f"its working folder {self.folder}"
+
+    def _pause_words(self) -> str:
+        lost = self._lost_folder()
+        if lost:
+            words = f"{lost} is gone: start the client again"
+            self._say_once(f"folder.gone: {words}; the jobs that run are watched and reported")
             return words
         try:
             self.allow.prefixes()

@@ -610,7 +610,23 @@ def test_a_client_whose_spool_is_gone_gives_back_what_comes_and_goes_on_with_wha
     lab.write("go", "")
     told = server.report(1)
     assert (told["ID"][-1], told["Status"], told["ExitStatus"]) == ("1", "failed", 7)
-    assert [line.count("spool.gone") for line in warned(lab) if "spool.gone" in line] == [1]
+    assert [line.count("folder.gone") for line in warned(lab) if "folder.gone" in line] == [1]
+
+
+def test_a_client_whose_working_folder_is_gone_reports_what_runs_and_takes_no_more(lab, desk):
+    server = desk(record(shell('until [ -e "$1" ]; do sleep 0.05; done; exit 7', lab.path("go")), 1))
+    os.mkdir(lab.path("work"))
+    lab.client(server.url, "--workdir", "work")
+    until(lambda: server.running() and server.running()[0]["Seconds"], "the job to run")
+    os.rmdir(lab.path("work"))
+    server.jobs.append(record(["true"], 2))
+    told = server.report()
+    assert (told["ID"][-1], told["Status"], told["ExitStatus"]) == ("2", "released", -8)
+    assert f"has lost its working folder {lab.path('work')}" in told["Comment"]
+    lab.write("go", "")
+    told = server.report(1)
+    assert (told["ID"][-1], told["Status"], told["ExitStatus"]) == ("1", "failed", 7)
+    until(lambda: "work is gone" in server.node()["Pause"], "it to pause")
 
 
 def test_a_client_that_is_waited_for_ends_when_its_spool_is_gone_and_nothing_runs(lab, desk):
