@@ -1787,7 +1787,7 @@ class Queue:
         alive:   tells whether the client still listens; nothing is leased to one that hung up while it waited
         """
         wish = _poll_wish(request)
-        reports = self._checked_reports(request.get("Reports") or [], "finish")
+        reports = self._checked_reports(request.get("Reports") or [], "finish", wish)
         if reports:
             wish = wish._replace(wait=0)  # their acknowledgement is something to say
         deadline = time.monotonic() + wish.wait
@@ -1887,13 +1887,20 @@ class Queue:
         over = {(job_id, lease) for report, _, job_id, lease, _ in reports if report.get("Status") not in _GIVEN_UP}
         for job_id, lease, known in wish.running:
             job = self.jobs.get(job_id)
-            began = [start for earlier, start in job.earlier if earlier == lease] if job else []
-            if not job or not began or job.signal or (known == "delete" and (job_id, lease) not in over):
+            if not job or (known == "delete" and (job_id, lease) not in over):
                 continue
-            start_time = jobrunner.parse_time(began[0])
-            if wish.seconds.get(job_id, self.clock() - start_time) > self._seconds_run(job):
+            start_time = self._longer(job, lease, wish)
+            if start_time is not None:
                 self._commit_all([(job, self._given_back(job, node, lease, start_time))])
                 self._wake_host(job.host)
+
+    def _longer(self, job: Job, lease: str, wish: "Wish") -> Optional[float]:
+        """When the earlier run with that lease began, if it is longer than the job's present one and may still count."""
+        began = [jobrunner.parse_time(start) for earlier, start in job.earlier if earlier == lease]
+        if not began or job.signal:
+            return None
+        seconds = wish.seconds.get(job.id, self.clock() - began[0])
+        return began[0] if seconds > self._seconds_run(job) else None
 
     def _seconds_run(self, job: Job) -> float:
         """How long a job has run, as far as is known: its client says for how long it was awake.  -1 = it does not run;
@@ -2121,8 +2128,9 @@ class Queue:
         with self.lock:
             return self._take_reports(checked)
 
-    def _checked_reports(self, reports: Any, kind: str) -> List[Report]:
-        """(report, kind, ID, Lease, Hostname) of each, their outputs written; raises BadRequest, and then none counts."""
+    def _checked_reports(self, reports: Any, kind: str, wish: Optional["Wish"] = None) -> List[Report]:
+        """(report, kind, ID, Lease, Hostname) of each, their outputs written; raises BadRequest, and then none counts.
+        wish: the request that they came with."""
         if not isinstance(reports, list):
             raise BadRequest("reports come as a list")
         checked = []
@@ -2133,7 +2141,7 @@ class Queue:
             )
             checked.append((report, by_status, job_id, lease, host))
         for report, _, job_id, _, _ in checked:
-            self._keep_outputs(self.jobs[job_id], report)
+            self._keep_outputs(self.jobs[job_id], report, wish)
         return checked
 
     def _take_reports(self, checked: List[Report]) -> Tuple[List[Dict[str, Any]], Optional[Batch]]:
@@ -2230,11 +2238,18 @@ class Queue:
             jobrunner.parse_time(report["EndTime"])
         return report["ID"], report.get("Lease") or "", report.get("Hostname") or UNKNOWN_HOST
 
-    def _keep_outputs(self, job: Job, report: Dict[str, Any]) -> None:
-        """Writes the tails that came with a report, before the report itself counts."""
+    def _keep_outputs(self, job: Job, report: Dict[str, Any], wish: Optional["Wish"]) -> None:
+        """Writes the tails that came with a report, before the report itself counts, or the run is claimed with it."""
+        lease = report.get("Lease") or ""
+        if job.lease == lease:
+            counts = self._still_running(job, job.host) is not None
+        else:
+            named = wish is not None and any((job.id, lease) == entry[:2] for entry in wish.running)
+            with self.lock:
+                counts = named and report.get("Status") not in _GIVEN_UP and self._longer(job, lease, wish) is not None
         for key, stream in (("StdOutTail", "out"), ("StdErrTail", "err")):
             text = report.get(key)
-            if text and job.lease == (report.get("Lease") or "") and self._still_running(job, job.host):
+            if text and counts:
                 self.store.write_output(job, stream, tail_bytes(text)[-OUTPUT_TAIL:])
         if job.lease == report.get("Lease"):
             self._take_last_piece(job, report)

@@ -1104,7 +1104,8 @@ def names_run(lab, job, host, seconds=None, over=None, **node):
     entry.update({} if seconds is None else {"Seconds": seconds})
     request = {"Hostname": host, "Slots": 0, "Running": [entry], "Node": node}
     if over is not None:
-        request["Reports"] = [{"ID": job.id, "Lease": job.lease, "Hostname": host, "ExitStatus": over}]
+        request["Reports"] = [{"ID": job.id, "Lease": job.lease, "Hostname": host, "ExitStatus": over,
+                               "StdOutTail": f"said on {host}"}]  # fmt: skip
     return lab.do("poll", request, lambda: True)
 
 
@@ -1151,12 +1152,14 @@ def test_the_longer_run_wins_also_if_it_is_over(lab):
     first, _ = cut_off(lab)
     assert names_run(lab, first, "a", seconds=5000, over=4)["Reported"] == [{"ID": first.id}]
     assert (lab.state(1), lab.job(1).exit_status, lab.job(1).host) == ("F failed", 4, "a")
+    assert lab.queue.store.read_output(lab.job(1), "out") == b"said on a"
 
 
 def test_the_shorter_run_and_one_whose_job_is_over_change_nothing(lab):
     first, second = cut_off(lab)
     assert names_run(lab, first, "a", seconds=10, over=0)["Reported"] == [{"ID": first.id, "Stale": True}]
     assert lab.job(1).lease == second.lease
+    assert lab.queue.store.read_output(lab.job(1), "out") == b""
     lab.end(1, 5)
     assert names_run(lab, first, "a", seconds=99999, over=0)["Reported"] == [{"ID": first.id, "Stale": True}]
     assert lab.job(1).exit_status == 5
