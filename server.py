@@ -2498,6 +2498,8 @@ class Queue:
             if job.state is State.RUNNING and not set(wish) <= set(ALTERABLE_RUNNING):
                 kept = ", ".join(key for key in wish if key not in ALTERABLE_RUNNING)
                 raise BadState(f"cannot alter {kept} of job {job}: it is running, and that needs a job that is not")
+            if _WHAT_RUNS.intersection(wish):  # runs of what it was, given up as lost, are not its own if they come back
+                changes.update(lease="", earlier=[])
             if patch.depend:
                 changes["depend"], waited_for = depend()
                 if job.id in waited_for:
@@ -3442,6 +3444,7 @@ ALTERABLE = (
     *ALTERABLE_RUNNING, "Name", "Ncpus", "Requires", "StartAfter", "Rerunable", "Retries", "StdOut", "StdErr", "Join",
     "Depend", "Hold", "Env", "WorkDir", "Shell", "Account", "MailPoints", "MailUsers", *ARRAY_LIMITS,
 )  # fmt: skip
+_WHAT_RUNS = frozenset(("Env", "WorkDir", "Shell"))  # those of them that make another result
 
 # What a Need is made of, and that of a job which has none of it: what is at its default is not in a job's dictionary.
 _NEED_FIELDS = frozenset(

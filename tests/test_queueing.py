@@ -1195,6 +1195,17 @@ def test_a_run_that_was_to_be_run_again_does_not_come_back_nor_do_those_before_i
     assert (lab.job(1).exit_status, lab.job(1).host) == (3, "c")
 
 
+def test_a_run_that_comes_back_is_not_that_of_a_job_which_was_altered_to_be_another(lab):
+    lab.add("x", "y")
+    runs = lab.start("a"), lab.start("a")
+    lab.pass_time(7200)
+    lab.verb("alter", 1, wish={"Env": {"SEED": "2"}})
+    lab.verb("alter", 2, wish={"Priority": 5, "Runtime": 9000})
+    told = [names_run(lab, run, "a", seconds=7000)["Signals"] for run in runs]
+    assert [[signal["Signal"] for signal in signals] for signals in told] == [["delete"], []]
+    assert [lab.state(number) for number in (1, 2)] == ["Q", "R"]
+
+
 def test_leases_of_earlier_runs_are_in_no_listing_and_not_told_to_the_next_client(lab):
     first, second = cut_off(lab)
     dump = b"".join(server_module.database_chunks(lab.queue.picture())).decode()
