@@ -1806,9 +1806,13 @@ class Agent:
             self.node["Stopped"], self.polls = True, self.polls + 1
             numbers = {"Poll": self.polls, "Open": list(self.open_polls)}
             wish = {"Slots": 0, "Wait": 0, "Running": self._running(), **numbers}
+            # also that it has given back what came just now: the next client knows nothing of that
+            batch = self._take_reports() if self.carries_reports else []
         with contextlib.suppress(JobrunnerError, OSError):
             if self.wire and not self.wire.one_at_a_time and not self.away.failures:
-                self.wire.request(wish, [], timeout=FAREWELL_TIME)
+                reply = self.wire.request(wish, [report for _, report in batch], timeout=FAREWELL_TIME)
+                if reply.reported:
+                    self._acknowledged(batch)
 
     # -- asking for jobs
 

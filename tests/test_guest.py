@@ -776,6 +776,21 @@ def test_a_client_that_ends_says_farewell(lab, desk):
     assert server.requests[-1]["Node"]["Stopped"] is True and server.requests[-1]["Slots"] == 0
 
 
+def test_with_its_farewell_a_client_gives_back_what_came_while_it_was_being_stopped(tmp_path):
+    sent = []
+    wire = argparse.Namespace(one_at_a_time=False, request=lambda wish, reports, timeout: (
+        sent.append((wish["Running"], reports)) or client.Reply([], [], bool(reports))))  # fmt: skip
+    agent = bare_agent(wire=wire, node={}, polls=0, open_polls=[], outbox={}, under_way={}, carries_reports=True)
+    agent.away, agent.poll_at, agent.away_until = client.Backoff(), None, 0.0
+    agent.temp, agent.spool = argparse.Namespace(give_back=None), argparse.Namespace(remove=None)
+    agent.poll_news = threading.Condition(agent.lock)
+    agent._give_back(Job.from_record({"Params": ["a"], "ID": "x", "Lease": "l", "RunCount": 1}), "it was stopped")
+    agent._say_farewell()
+    ((running, reports),) = sent
+    assert [entry["ID"] for entry in running] == ["x"] == [report["ID"] for report in reports]
+    assert (reports[0]["Status"], agent.outbox) == ("released", {})
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="a small disk is mounted, which takes root")
 def test_a_job_that_fails_on_a_full_disk_says_which(lab, desk, tmp_path):
     disk = tmp_path / "disk"
