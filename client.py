@@ -147,6 +147,15 @@ def boot_id() -> str:
         return ""
 
 
+def start_of(pid: int) -> Optional[float]:
+    """When a process was started, in seconds since boot, as Linux itself has it; None = it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rsplit(b")", 1)[1].split()[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError):
+        return None
+
+
 def creation_time(handle: Any) -> Optional[int]:
     """When the process of a Windows handle was created, in 100 ns: no two processes have number and this in common."""
     import ctypes
@@ -291,8 +300,7 @@ class LinuxTools:
     def __init__(self, log: Any):
         self.log = log
         self.boot = boot_id()
-        with open("/proc/self/stat") as file:
-            self.own_start = int(file.read().rsplit(")", 1)[1].split()[19]) / os.sysconf("SC_CLK_TCK")
+        self.own_start = start_of(os.getpid()) or 0.0
 
     def snapshot(self) -> Optional[Dict[int, Process]]:
         """Every process there is; None if ps failed, which says nothing about anybody."""
@@ -305,7 +313,12 @@ class LinuxTools:
         own = found.get(os.getpid())
         # ps may have begun long after it was called, on a machine that pages or slept: our own age tells
         late = self.own_start - own.start if own and own.start is not None else 0.0
-        return (parse_ps(text, before + late) if 0 < late < boot_clock() - before + 1 else found) or None
+        if 0 < late < boot_clock() - before + 1:
+            return parse_ps(text, before + late) or None
+        # In some containers ps reckons ages from an uptime that is not the system's; below 0 they cannot be told from 0
+        if own and (own.start in (None, before) or abs(late) > START_TOLERANCE):
+            return {pid: process._replace(start=start_of(pid)) for pid, process in found.items()}
+        return found or None
 
     def is_same(self, process: Process, started: Optional[float]) -> bool:
         """True if that process of a snapshot is the one that was started then (see Keeper)."""

@@ -4,6 +4,7 @@ itself must be asked, real processes."""
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,6 +111,25 @@ def test_a_snapshot_has_every_process_with_its_parent_its_group_and_its_start():
     assert client.LinuxTools(None).is_same(found[child.pid], after)
     assert not client.LinuxTools(None).is_same(found[child.pid], after - 60)
     assert found[os.getpid()].memory > MIB
+
+
+@pytest.mark.parametrize("age", ['"4123144320"', "$7 + 5000", '"-"'])
+def test_where_ps_reckons_from_another_uptime_as_in_some_containers_a_job_is_still_known_by_its_start(
+    monkeypatch, tmp_path, age
+):
+    (tmp_path / "ps").write_text(f"""#!/bin/sh\n{shutil.which("ps")} "$@" | awk '{{ $7 = {age}; print }}'\n""")
+    (tmp_path / "ps").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    child = subprocess.Popen(["sleep", "60"])
+    started = client.boot_clock()
+    try:
+        process = snapshot()[child.pid]
+    finally:
+        child.kill()
+        child.wait()
+    tools = client.LinuxTools(None)
+    assert tools.is_same(process, started)
+    assert not tools.is_same(process, started - 60) and not tools.is_same(process, started + 60)
 
 
 def test_a_process_that_is_younger_than_the_look_of_ps_was_started_just_then():
