@@ -294,7 +294,7 @@ def run_tool(argv: List[str], log: Any) -> Optional[bytes]:
 class LinuxTools:
     """ps and kill.  A job is the leader of a process group and session of its own."""
 
-    name = "linux"
+    name, lister = "linux", "ps"
     popen = {"start_new_session": True}
 
     def __init__(self, log: Any):
@@ -342,7 +342,7 @@ class LinuxTools:
 class WindowsTools:
     """tasklist and taskkill, which knows a process's tree.  tasklist does not: CPU time is the job's own process's."""
 
-    name = "windows"
+    name, lister = "windows", "tasklist"
     # CREATE_NEW_PROCESS_GROUP: a Ctrl-C in the client's window is not for the job; CREATE_NO_WINDOW: nor is the window
     popen = {"creationflags": 0x00000200 | 0x08000000}
 
@@ -2318,6 +2318,11 @@ class Agent:
     def _sample(self, runs: List[Run]) -> None:
         """Takes a snapshot and judges every run by it; a snapshot that failed is no verdict on anybody."""
         processes = self.tools.snapshot()
+        if processes is None:
+            self._say_once(
+                f"tool.failed: {self.tools.lister} lists no processes here: memory, CPU time and --dead-after are not "
+                "watched while that is so (--log-level debug has what it says)"
+            )
         if processes is None or not runs:
             return
         clock = self.clock()

@@ -227,6 +227,16 @@ def test_what_a_job_has_used_is_still_known_to_the_next_client():
         assert fresh.cpu == 0
 
 
+def test_that_limits_are_not_watched_where_ps_fails_is_said_once(lab, desk):
+    lab.write("ps", "#!/bin/sh\necho x >>asked\necho ps: unknown option -- A >&2\nexit 1\n")
+    os.chmod(lab.path("ps"), 0o755)
+    server = desk(record(["sleep", "600"], 1, Memory=GIB))
+    env = {**os.environ, "TMPDIR": lab.folder, "PATH": f"{lab.folder}:{os.environ['PATH']}"}
+    lab.client(server.url, "--usage-interval", "0.2", env=env)
+    until(lambda: read(lab.path("asked")).count("x") > 3, "ps to be called")
+    assert [line.count("memory, CPU time") for line in warned(lab) if "tool.failed" in line] == [1]
+
+
 def test_that_batch_files_never_count_as_dead_is_said_once(caplog):
     agent = client.Agent.__new__(client.Agent)
     agent.tools, agent.log, agent.said = client.WindowsTools(None), logging.getLogger("test"), {}
