@@ -2128,6 +2128,8 @@ class Queue:
         checked = []
         for report in reports:
             job_id, lease, host = self._report_fields(report)
+            if "\0" in (report.get("Comment") or ""):  # which no record can hold; a result is not refused for it
+                report = {**report, "Comment": report["Comment"].replace("\0", "?")}
             by_status = (
                 report.get("Status") if kind == "finish" and report.get("Status") in ("timeout", "dead") else kind
             )
@@ -2228,7 +2230,7 @@ class Queue:
             raise BadRequest(f"Status of a report must be one of {', '.join(STATUSES)} or released")
         if report.get("EndTime") is not None:
             jobrunner.parse_time(report["EndTime"])
-        return report["ID"], report.get("Lease") or "", report.get("Hostname") or UNKNOWN_HOST
+        return report["ID"], report.get("Lease") or "", _host_name(report.get("Hostname"))
 
     def _keep_outputs(self, job: Job, report: Dict[str, Any]) -> None:
         """Writes the tails that came with a report, before the report itself counts."""
@@ -3621,15 +3623,18 @@ class Wish(NamedTuple):
     follows: FrozenSet[str]  # IDs of those whose output it sends
 
 
+def _host_name(value: Any) -> str:
+    """The name that a client goes by, which the record of its job is to hold; raises BadRequest."""
+    return jobrunner._check_text("Hostname", UNKNOWN_HOST if value is None else value) or UNKNOWN_HOST
+
+
 def _poll_wish(request: Any) -> Wish:
     """A POST /request, checked; raises BadRequest."""
     if not isinstance(request, dict):
         raise BadRequest("a request is a JSON object with Hostname and Slots")
-    host, slots, wait = request.get("Hostname"), request.get("Slots", 1), request.get("Wait", 0)
+    host, slots, wait = _host_name(request.get("Hostname")), request.get("Slots", 1), request.get("Wait", 0)
     running, info = request.get("Running") or [], request.get("Node") or {}
     number, open_polls = request.get("Poll", 0), request.get("Open") or []
-    if host is not None and not isinstance(host, str):
-        raise BadRequest("Hostname must be text")
     if type(slots) is not int or not 0 <= slots <= 1 << 20:
         raise BadRequest("Slots must be a whole number, 0 or more")
     if isinstance(wait, bool) or not isinstance(wait, (int, float)) or not 0 <= wait < 1e9:
@@ -3639,11 +3644,12 @@ def _poll_wish(request: Any) -> Wish:
     if not isinstance(info, dict) or type(number) is not int or not isinstance(open_polls, list):
         raise BadRequest("Node must be an object, Poll a whole number and Open a list of them")
     jobrunner.check_shown(info)
+    jobrunner._check_text("Client", str(info.get("Client") or ""))
     named = [(r["ID"], str(r.get("Lease") or ""), str(r.get("Signal") or "")) for r in running]
     limits = {r["ID"]: r["Limits"] for r in running if isinstance(r.get("Limits"), list)}
     seconds = {r["ID"]: r["Seconds"] for r in running if type(r.get("Seconds")) in (int, float)}
     follows = frozenset(r["ID"] for r in running if r.get("Follow") is True)
-    fixed = (host or UNKNOWN_HOST, slots, min(wait, LONGEST_POLL), named, info, number, open_polls)
+    fixed = (host, slots, min(wait, LONGEST_POLL), named, info, number, open_polls)
     return Wish(*fixed, limits, seconds, follows)
 
 
@@ -3740,7 +3746,7 @@ def _added(thing: Union[Job, ArraySpec]) -> Dict[str, Any]:
 
 
 def get_request(queue: Queue, request: Request) -> Answer:
-    job, batch = queue.lease(request.query.get("hostname") or UNKNOWN_HOST)
+    job, batch = queue.lease(_host_name(request.query.get("hostname")))
     if job is None:
         return NOTHING
     if request.caller.name:

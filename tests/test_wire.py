@@ -781,8 +781,8 @@ BAD_POLLS = [
     *({"Slots": value} for value in (-1, "2", 1.5, True, [], None, 10**400)),
     *({"Wait": value} for value in (-1, "30", True, [], None)),
     *({"Running": value} for value in ("x", {"ID": "x"}, [1], ["x"], [{}], [{"ID": 5}], [None])),
-    *({"Node": value} for value in ("x", [1], 5)),
-    *({"Hostname": value} for value in (5, ["h"], {"a": 1}, True)),
+    *({"Node": value} for value in ("x", [1], 5, {"Client": "a\0b"})),
+    *({"Hostname": value} for value in (5, ["h"], {"a": 1}, True, "a\0b")),
     *({"Reports": value} for value in ("x", [1], [{}], [{"ID": UNKNOWN_ID}])),
 ]
 
@@ -799,7 +799,7 @@ BAD_REPORTS = [
     *({"ExitStatus": value} for value in ("0", 1.5, True, [])),
     *({"Status": value} for value in ("great", 5, "")),
     *({"Lease": value} for value in (5, [])),
-    *({"Hostname": value} for value in (5, [])),
+    *({"Hostname": value} for value in (5, [], "a\0b")),
     *({"EndTime": value} for value in ("yesterday", 5, "2026-13-01T00:00:00Z", "9999-12-31T23:59:59-23:59")),
     *({"CpuTimeUsed": value} for value in ("1", [], True)),
     *({"MaxMem": value} for value in ("1", 1.5)),
