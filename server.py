@@ -120,6 +120,10 @@ _RAN_STATUSES = ("finished", "timeout", "dead", "memory", "cputime")  # those of
 _NEVER_RUN_EXITS = (EXIT_ABORTED, EXIT_DEPENDENCY)
 RETRY_FIRST, RETRY_LAST = 30, 3600  # s before the first retry; each pause is twice the one before, up to the last
 NODE_FORGOTTEN = 30 * 86400  # s of silence after which a client is not listed any more
+MOST_NODES = 10000  # clients that are known; of more, those are forgotten that have been silent longest
+MAX_HOST = 255  # characters of a client's name, as of a machine's
+MAX_NODE = 65536  # bytes of what a client says of itself
+MAX_COMMENT = 4096  # characters kept of what a report says for a person
 BAD_HOST = 3  # jobs in a row that could not be started on a host, after which it is given no more
 SURELY_STARTED = 10  # s after its lease that a job which has not been reported was started
 MAX_EARLIER = 8  # runs of a job, given up as lost, that are remembered
@@ -2128,8 +2132,8 @@ class Queue:
         checked = []
         for report in reports:
             job_id, lease, host = self._report_fields(report)
-            if "\0" in (report.get("Comment") or ""):  # which no record can hold; a result is not refused for it
-                report = {**report, "Comment": report["Comment"].replace("\0", "?")}
+            if report.get("Comment"):  # no record can hold a NUL; a result is not refused for that, or for its length
+                report = {**report, "Comment": report["Comment"][:MAX_COMMENT].replace("\0", "?")}
             by_status = (
                 report.get("Status") if kind == "finish" and report.get("Status") in ("timeout", "dead") else kind
             )
@@ -2828,10 +2832,18 @@ class Queue:
         """Once an hour: forgets heaps in which nothing waits any more, and clients that nobody has heard of for long."""
         self.tidy_at = moment + 3600
         self.ready = {need: heap for need, heap in self.ready.items() if self._has_head(need, heap)}
+        self._forget_nodes(moment - NODE_FORGOTTEN)
+
+    def _forget_nodes(self, before: float) -> None:
+        """Forgets the clients that have been silent since then, and have nothing here."""
         for key, node in list(self.nodes.items()):
             used = node.polls or node.handed or node.host in self.marks or node.host in self.leased
-            if not used and moment - node.last_seen > NODE_FORGOTTEN:
+            if not used and node.last_seen < before:
                 del self.nodes[key]
+        hosts = {node.host for node in self.nodes.values()}
+        for by_host in (self.refusals, self.misstarts):
+            for host in by_host.keys() - hosts:
+                del by_host[host]  # type: ignore[attr-defined]
 
     def _is_being_named(self, job: Job) -> bool:
         """True while a request is held open that names the job's lease."""
@@ -3085,6 +3097,8 @@ class Queue:
         self._mind_clock()
         node = self.nodes.get((host, client))
         if node is None:
+            if len(self.nodes) >= MOST_NODES:  # a tenth at once, since it takes a look at all
+                self._forget_nodes(sorted(node.last_seen for node in self.nodes.values())[MOST_NODES // 10])
             node = self.nodes[host, client] = Node(host, client, original)
             node.first_seen = self.clock()
             log.info("node.new host=%s original=%s", host, original)
@@ -3625,7 +3639,10 @@ class Wish(NamedTuple):
 
 def _host_name(value: Any) -> str:
     """The name that a client goes by, which the record of its job is to hold; raises BadRequest."""
-    return jobrunner._check_text("Hostname", UNKNOWN_HOST if value is None else value) or UNKNOWN_HOST
+    host = jobrunner._check_text("Hostname", UNKNOWN_HOST if value is None else value) or UNKNOWN_HOST
+    if len(host) > MAX_HOST:
+        raise BadRequest(f"Hostname is over {MAX_HOST} characters: give the client a shorter --hostname")
+    return host
 
 
 def _poll_wish(request: Any) -> Wish:
@@ -3756,6 +3773,8 @@ def get_request(queue: Queue, request: Request) -> Answer:
 
 def post_request(queue: Queue, request: Request) -> Answer:
     body = _body(request)
+    if len(request.body) > MAX_NODE and isinstance(body, dict) and len(to_json(body.get("Node"))) > MAX_NODE:
+        raise BadRequest(f"Node is over {MAX_NODE} bytes, and is kept: let the client say less of itself")
     _check_leases(request, body.get("Reports") if isinstance(body, dict) else None)
     return _json(*queue.poll(body, request.alive))
 

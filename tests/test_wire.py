@@ -381,6 +381,7 @@ def test_another_client_does_not_get_a_job_because_the_one_that_has_it_was_not_n
         ("/timeout", {}, "timeout", -11),
         ("/timeout", {"ExitStatus": -11}, "timeout", -11),
         ("/dead", {}, "dead", -101),
+        ("/dead", {"Comment": "why " * 1500}, "dead", -101),
     ],
 )
 def test_a_report_ends_the_job_with_its_status(lasting, path, more, status, exit_status):
@@ -389,7 +390,7 @@ def test_a_report_ends_the_job_with_its_status(lasting, path, more, status, exit
     record = lasting.job(job["ID"])
     assert (record["State"], record["Status"], record["ExitStatus"]) == ("F", status, exit_status)
     assert (record["CpuTimeUsed"], record["MaxMem"], record["Host"]) == (1.5, 4096, job["Host"])
-    assert record.get("Comment") == more.get("Comment")
+    assert record.get("Comment") == (more.get("Comment") and more["Comment"][:4096])
     assert moment(record["StartTime"]) <= moment(record["EndTime"])
 
 
@@ -782,7 +783,8 @@ BAD_POLLS = [
     *({"Wait": value} for value in (-1, "30", True, [], None)),
     *({"Running": value} for value in ("x", {"ID": "x"}, [1], ["x"], [{}], [{"ID": 5}], [None])),
     *({"Node": value} for value in ("x", [1], 5, {"Client": "a\0b"})),
-    *({"Hostname": value} for value in (5, ["h"], {"a": 1}, True, "a\0b")),
+    *({"Hostname": value} for value in (5, ["h"], {"a": 1}, True, "a\0b", "x" * 256)),
+    {"Node": {"Machine": "x" * 66000}},
     *({"Reports": value} for value in ("x", [1], [{}], [{"ID": UNKNOWN_ID}])),
 ]
 
