@@ -1459,8 +1459,9 @@ def start_log(level: str, path: str = "", max_bytes: int = 10 << 20, backups: in
 
 def one_line(text: str) -> str:
     """Text in which line ends and other control characters are written as escapes: a host's name, or what a client said,
-    begins no line of its own in a log, and moves no terminal's cursor."""
-    return re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
+    begins no line of its own in a log, moves no terminal's cursor, and turns round no words that follow."""
+    controls = "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+    return re.sub(controls, lambda found: repr(found[0])[1:-1], text)
 
 
 def _log_file(path: str, max_bytes: int, backups: int) -> Any:

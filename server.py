@@ -1258,10 +1258,25 @@ class Accounting:
             return
         path = os.path.join(self.folder, time.strftime("%Y%m%d", moment))
         try:
-            with open(path, "ab", opener=_private) as file:
-                file.write(tail_bytes("".join(lines)))
+            _append_lines(path, tail_bytes("".join(lines)))
         except OSError as error:
             log.warning("accounting.failed file=%s lines=%d error=%r", path, len(lines), str(error))
+
+
+def _append_lines(path: str, lines: bytes) -> None:
+    """Appends whole lines to a file; raises OSError, and then half of one does not stay for the next to be joined to."""
+    with open(path, "a+b", buffering=0, opener=_private) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size and file.seek(size - 1) >= 0 and file.read(1) != b"\n":  # left by a power cut
+            lines = b"\n" + lines
+        left = memoryview(lines)
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
 
 
 def _accounting_folder(path: str) -> None:
@@ -1347,13 +1362,14 @@ def _pairs(values: Dict[str, Any]) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return jobrunner.one_line(" ".join(text.split()))
 
 
 def _accounting_value(value: Any) -> str:
-    """A value as one word."""
+    """A value as one word, in which nothing acts on the terminal of whoever looks at it."""
     text = str(value)
-    return text if re.match(r"[^\s;\"\x00-\x1f]+\Z", text) else json.dumps(text, ensure_ascii=False)
+    plain = text.isprintable()
+    return text if plain and re.match(r"[^\s;\"]+\Z", text) else json.dumps(text, ensure_ascii=not plain)
 
 
 FORGET_SLICE = 400  # jobs that leave the queue at a time, so that nobody waits for it

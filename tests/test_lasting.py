@@ -426,13 +426,13 @@ def test_a_log_file_goes_round_and_is_its_owners_alone(tmp_path):
 
 def test_what_a_client_calls_itself_begins_no_line_of_the_log_and_moves_no_cursor(lab):
     server = start(lab, "--log-file", "my.log")
-    for number, end in enumerate(("\n", "\r", "\u2028", "\x1b[2J", "\x85")):
+    for number, end in enumerate(("\n", "\r", "\u2028", "\x1b[2J", "\x85", "\u202e")):
         forged = f"pc{number}{end}2026-01-01T00:00:00Z ERROR forged"
         assert server.post("/request", {"Hostname": forged, "Slots": 0})[0] == 200
     server.stop()
     with open(lab.path("my.log"), "rb") as file:
         lines = [line for line in file.read().decode().splitlines() if "forged" in line]
-    assert len(lines) == 5 and all(re.match(r"\S+ INFO node\.new host=pc\d\\[nrux]\S* ?", line) for line in lines)
+    assert len(lines) == 6 and all(re.match(r"\S+ INFO node\.new host=pc\d\\[nrux]\S* ?", line) for line in lines)
     assert all(line.isprintable() for line in lines)
 
 
