@@ -1747,10 +1747,8 @@ class Agent:
                 self._watch()
                 time.sleep(0.05)
         for run in list(self.runs.values()):
-            print(
-                f"client.py: job {run.job} goes on (process {run.pid}): {' '.join(run.job.params)[:200]}",
-                file=sys.stderr,
-            )
+            words = f"job {run.job} goes on (process {run.pid}): {' '.join(run.job.params)[:200]}"
+            print(f"client.py: {jobrunner.one_line(words)}", file=sys.stderr)
         if self.runs:
             print(
                 "client.py: start the client again with the same --spool, and their ends are reported", file=sys.stderr

@@ -1402,7 +1402,7 @@ def connection(options: argparse.Namespace, server: str, warn: Optional[Callable
 
 
 def _warn(words: str) -> None:
-    print(f"jobrunner: {words}", file=sys.stderr)
+    print(f"jobrunner: {one_line(words)}", file=sys.stderr)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2626,7 +2626,7 @@ def _wait_for(api: ServerApi, names: List[str], seconds: float = float("inf")) -
             except ServerAway as error:
                 if left <= 0 or isinstance(error, NotTrusted):
                     raise
-                print(f"jobrunner: {error}; waiting for it", file=sys.stderr)
+                _warn(f"{error}; waiting for it")
                 time.sleep(min(5, left))
                 continue
             if job["State"] == "F":
@@ -2751,10 +2751,7 @@ def qcat(options: argparse.Namespace, api: ServerApi) -> int:
     if not text and output["State"] != "F":
         where = f" on {output['Host']}" if output["State"] == "R" else ""
         state = STATE_WORDS[output["State"]]
-        print(
-            f"jobrunner: job {options.job} is {state}{where}: its output comes when it is over, or with qcat -f",
-            file=sys.stderr,
-        )
+        _warn(f"job {options.job} is {state}{where}: its output comes when it is over, or with qcat -f")
     _out_bytes(text)
     return 0
 
@@ -2773,7 +2770,7 @@ def _follow(options: argparse.Namespace, api: ServerApi) -> int:
         if piece:
             again, skipped = output["Run"] != asked["run"], piece["At"] - asked[key[1]]
             if asked["run"] and again:
-                print(f"jobrunner: job {options.job}: run {output['Run']} begins", file=sys.stderr)
+                _warn(f"job {options.job}: run {output['Run']} begins")
             elif asked["run"] and skipped > 0:
                 left_out += skipped
             _out_bytes(piece["Text"])
@@ -2781,15 +2778,13 @@ def _follow(options: argparse.Namespace, api: ServerApi) -> int:
         if output["State"] == "F":
             if left_out:
                 words = f"{left_out} bytes left out, since it printed faster than could be sent"
-                print(
-                    f"jobrunner: job {options.job}: {words}; all are in its file on {output['Host']}", file=sys.stderr
-                )
+                _warn(f"job {options.job}: {words}; all are in its file on {output['Host']}")
             return 0
         words = "" if output["State"] == "R" and not output["Original"] else STATE_WORDS[output["State"]]
         if output["Original"]:
             words += f" on {output['Host']}, an original client, which sends its output at the end at the earliest"
         if words and words != said:
-            print(f"jobrunner: job {options.job} is {words}", file=sys.stderr)
+            _warn(f"job {options.job} is {words}")
         said = words
 
 
@@ -3341,7 +3336,8 @@ COMMANDS = frozenset(
 
 
 def _error_line(error: JobrunnerError) -> str:
-    return f"jobrunner: {'Unknown Job Id: ' if isinstance(error, UnknownJob) else ''}{error}"
+    """What the server says may hold a host's name, which is as that host says."""
+    return one_line(f"jobrunner: {'Unknown Job Id: ' if isinstance(error, UnknownJob) else ''}{error}")
 
 
 def main(argv: Optional[List[str]] = None) -> int:
