@@ -2690,7 +2690,8 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="client.py", description="Runs jobs for a jobrunner server.")
     add = parser.add_argument
     add("--server", "-master", "--master", default=os.environ.get("JOBRUNNER_SERVER", "http://localhost:8088"),
-        metavar="HOST[:PORT]", type=jobrunner.argument(_server), help="the server, or its URL (default %(default)s)")  # fmt: skip
+        metavar="HOST[:PORT]", type=jobrunner.argument(_server),
+        help="the server, or its URL (default $JOBRUNNER_SERVER, or http://localhost:8088)")  # fmt: skip
     add("--max-jobs", "-maxjobs", "--maxjobs", type=_at_least_one, default=1, metavar="N",
         help="jobs to run at once (default %(default)s)")  # fmt: skip
     add("--hostname", "-hostname", metavar="NAME", help="the name to go by (default: this machine's)")

@@ -953,18 +953,26 @@ def server_url(text: str) -> str:
     """`host`, `host:port` or a URL as a URL without a slash at the end; raises BadRequest."""
     from urllib.parse import urlsplit
 
-    url = text if "://" in text else "http://" + text
+    url, shown = text if "://" in text else "http://" + text, without_login(text)
     if not re.match(r"[!-~]+\Z", url):
-        raise BadRequest(f"{text!r} is not a server's address: it holds a blank, or what is not ASCII")
+        raise BadRequest(f"{shown!r} is not a server's address: it holds a blank, or what is not ASCII")
     try:
         parts = urlsplit(url)
         port, host = parts.port, parts.hostname
-    except ValueError as error:
-        raise BadRequest(f"{text!r} is not a server's address: {error}") from None
+    except ValueError as error:  # which may quote a piece of the token
+        words = (
+            "its port or name cannot be, or a token before @ holds one of / ? # [ ]" if shown != text else str(error)
+        )
+        raise BadRequest(f"{shown!r} is not a server's address: {words}") from None
     if parts.scheme not in ("http", "https") or not host or port == 0:
-        raise BadRequest(f"{text!r} is not a server's address: write host, host:port or http://host:port")
+        raise BadRequest(f"{shown!r} is not a server's address: write host, host:port or http://host:port")
     netloc = parts.netloc if port is not None or "://" in text else f"{parts.netloc.rstrip(':')}:{DEFAULT_PORT}"
     return f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}"
+
+
+def without_login(address: str) -> str:
+    """A server's address without what stands before its @, which may be a token."""
+    return re.sub(r"\A([A-Za-z]+://)?.*@", r"\1", address, flags=re.DOTALL)
 
 
 class ServerApi:
@@ -1345,7 +1353,7 @@ def jobs_environ(environ: Mapping[str, str]) -> Dict[str, str]:
     URL."""
     given = {name: value for name, value in environ.items() if name.upper() != TOKEN_VARIABLE}
     if "@" in given.get(SERVER_VARIABLE, ""):
-        given[SERVER_VARIABLE] = re.sub(r"\A([A-Za-z]+://)?[^/]*@", r"\1", given[SERVER_VARIABLE])
+        given[SERVER_VARIABLE] = without_login(given[SERVER_VARIABLE])
     return given
 
 

@@ -725,6 +725,16 @@ def test_what_is_no_servers_address_is_refused(text):
         jobrunner.server_url(text)
 
 
+@pytest.mark.parametrize("place", ["host:99999", "ho st", "host:x", "[::1", ""])
+@pytest.mark.parametrize("token", ["jr_SECRET", "jr_SEC/SECRET", "jr_SEC#SECRET", "jr_SEC[SECRET", "jr_SEC\nSECRET"])
+def test_an_address_that_makes_no_sense_is_refused_without_the_token_in_it(token, place):
+    for scheme in ("http://", ""):
+        with pytest.raises(BadRequest) as refusal:
+            jobrunner.server_url(f"{scheme}any:{token}@{place}")
+        assert "is not a server's address" in str(refusal.value) and "SEC" not in str(refusal.value)
+    assert "SEC" not in jobrunner.jobs_environ({"JOBRUNNER_SERVER": f"any:{token}@{place}"})["JOBRUNNER_SERVER"]
+
+
 def test_resources_become_fields_of_the_record_in_its_units():
     assert jobrunner.parse_resources("walltime=1:00:00,mem=4gb,cput=30m,ncpus=2") == {
         "Runtime": HOUR,
