@@ -98,6 +98,7 @@ GUEST_STEP = 5  # s between looks at whether jobs are welcome here (hours, memor
 FAREWELL_TIME = 3  # s that a client which ends waits for the server to hear it
 FOLLOW_STEP = 0.5  # s between looks at an output that somebody follows
 FOLLOW_ALIVE = 10  # s after which a stream with nothing new says so
+MAX_ALLOW = 1 << 20  # characters of an --allow-file
 NO_ROOM = 64 << 10  # bytes free on a disk that is full
 SWEEP = 3600  # s between looks for outputs that have been kept long enough
 
@@ -604,7 +605,10 @@ class AllowList:
             if known is None or known[0] != state:
                 self._judge(path, found.st_mode)
                 with open(path, encoding="utf-8-sig") as file:
-                    lines = [line.strip() for line in file.read(1 << 20).split("\n")]
+                    text = file.read(MAX_ALLOW + 1)
+                if len(text) > MAX_ALLOW:  # what is left of a line that is cut off would allow more than it says
+                    raise BadRequest(f"it is over {MAX_ALLOW} characters")
+                lines = [line.strip() for line in text.split("\n")]
                 prefixes = [split_words(line) for line in lines if line and not line.startswith("#")]
                 if not prefixes:
                     raise BadRequest("it names no command")

@@ -441,7 +441,7 @@ def test_an_allow_file_is_read_again_when_it_changes_and_allows_nothing_while_it
     assert allow.prefixes() == [["own"], ["echo", "two words"], ["true"]]
     allow_file.write_text("false\n")
     assert allow.prefixes() == [["own"], ["false"]]
-    for text in ("", "# nothing\n", "java 'x\n", '""x\n"\n'):
+    for text in ("", "# nothing\n", "java 'x\n", '""x\n"\n', "#" + "x" * ((1 << 20) - 6) + "\njava -jar job.jar\n"):
         allow_file.write_text(text)
         with pytest.raises(BadRequest, match="nothing may run until it is right"):
             allow.prefixes()
