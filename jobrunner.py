@@ -782,7 +782,16 @@ def _refuse_constant(word: str) -> None:
     raise ValueError(f"{word} is not JSON")
 
 
-_decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
+def _short_int(digits: str) -> int:
+    """A number; raises ValueError for one that a Python of before September 2022, as the last one for Windows 7, would
+    take minutes to read, and do nothing else meanwhile.  Later ones refuse it by themselves."""
+    if len(digits) > 4300:
+        raise ValueError("a number has over 4300 digits")
+    return int(digits)
+
+
+_parse_int = None if hasattr(sys, "set_int_max_str_digits") else _short_int
+_decode = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_parse_int).decode
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 _encode_ascii = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode
 

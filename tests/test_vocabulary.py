@@ -565,6 +565,15 @@ def newest_python():
     return found[max(found)]
 
 
+def test_a_number_that_takes_minutes_to_read_is_refused_by_every_python():
+    assert jobrunner.from_json(b"[1,-2,%s]" % (b"9" * 4300))[:2] == [1, -2]
+    with pytest.raises(BadRequest, match="the body is not JSON"):
+        jobrunner.from_json(b"9" * 4301)
+    assert (jobrunner._short_int("-17"), jobrunner._short_int("9" * 4300)) == (-17, 10**4300 - 1)
+    with pytest.raises(ValueError, match="4300 digits"):  # what one without a limit of its own is given
+        jobrunner._short_int("9" * 4301)
+
+
 def test_json_nested_however_deep_never_ends_a_server_not_even_on_the_newest_python(lab):
     server = lab.server(python=newest_python())
     for depth in (500, 2000, 4000, 9000, 100_000):
