@@ -2155,17 +2155,18 @@ class Queue:
             )
             checked.append((report, by_status, job_id, lease, host))
         for report, _, job_id, _, _ in checked:
-            self._keep_outputs(self.jobs[job_id], report)
+            if job_id in self.jobs:  # it may be leaving the queue just now
+                self._keep_outputs(self.jobs[job_id], report)
         return checked
 
     def _take_reports(self, checked: List[Report]) -> Tuple[List[Dict[str, Any]], Optional[Batch]]:
         answers, ended, changes = [], [], []
         marks: List[Mark] = []
         for report, kind, job_id, lease, host in checked:
-            job = self.jobs[job_id]
-            current = self._is_current(job, lease, host)
+            job = self.jobs.get(job_id)  # None: it was over, and has left the queue since the report was checked
+            current = job is not None and self._is_current(job, lease, host)
             answers.append({"ID": job_id} if current else {"ID": job_id, "Stale": True})
-            run = self._still_running(job, host) if current else None
+            run = self._still_running(job, host) if job and current else None
             if run is None:
                 continue
             over = self._ended(run, report, kind)
@@ -2336,10 +2337,10 @@ class Queue:
         batch, answers = self.store.unwritten(), []
         with self.lock:
             for sample, (job_id, lease, host) in zip(samples, words):
-                job = self.jobs[job_id]
-                current = self._is_current(job, lease, host if sample.get("Hostname") else job.host)
+                job = self.jobs.get(job_id)
+                current = job and self._is_current(job, lease, host if sample.get("Hostname") else job.host)
                 answers.append({"ID": job_id} if current else {"ID": job_id, "Stale": True})
-                if current and job.state is State.RUNNING:
+                if job and current and job.state is State.RUNNING:
                     batch = self._sample(job, sample)
         return answers, batch
 
@@ -2382,8 +2383,8 @@ class Queue:
         BadRequest."""
         answers = []
         for piece, (job_id, lease, _) in zip(pieces, [self._report_fields(piece) for piece in pieces]):
-            job, followed = self.jobs[job_id], self.followed.get(job_id)
-            wanted = bool(followed and lease and job.lease == lease and time.monotonic() <= followed.until)
+            job, followed = self.jobs.get(job_id), self.followed.get(job_id)
+            wanted = bool(followed and lease and job and job.lease == lease and time.monotonic() <= followed.until)
             for key in ("StdOut", "StdErr"):
                 part = piece.get(key)
                 if part is not None:

@@ -187,6 +187,29 @@ def test_a_job_that_is_run_again_just_then_stays(queue, monkeypatch):
     assert queue.state(number) == "Q"
 
 
+def test_a_job_that_leaves_just_then_costs_no_other_report_that_comes_with_its_own(queue, monkeypatch):
+    old, new = queue.add("x", "y")
+    first = queue.start()
+    queue.end(old)
+    queue.moment += 31 * DAY
+    second, keep = queue.start(), queue.queue._keep_outputs
+    reports = [{"ID": job.id, "Lease": job.lease, "Hostname": "pc", "CPU": 1, "Mem": 1} for job in (second, first)]
+
+    def and_meanwhile(job, report):
+        keep(job, report)
+        queue.archive.tick()
+
+    monkeypatch.setattr(queue.queue, "_keep_outputs", and_meanwhile)
+    stale = {"ID": first.id, "Stale": True}
+    assert queue.do("report", reports, "finish") == [{"ID": second.id}, stale]
+    assert list(queue.queue.jobs) == [second.id] and queue.state(new) == "F finished"
+    monkeypatch.setattr(queue.queue, "_report_fields", lambda report: (report["ID"], report["Lease"], "pc"))
+    assert queue.do("sample", reports) == [{"ID": second.id}, stale]
+    assert queue.queue.stream(reports[1:]) == [{"ID": first.id, "Follow": False}]
+    queue.restart()
+    assert queue.state(new) == "F finished"
+
+
 def test_where_the_archive_cannot_be_written_the_jobs_stay_and_it_is_tried_again(queue, monkeypatch, caplog):
     (number,) = queue.add("x")
     queue.run(number)
