@@ -4266,13 +4266,18 @@ def add_token(path: str, role: str, name: str) -> str:
         raise JobrunnerError(f"{path} has a token named {name}: choose another name, or take that one out first")
     token = new_token()
     value["Tokens"].append(_token_record(name, role, token))
+    path = os.path.realpath(path)  # of a link, what it leads to is to change
     try:
         with open(path + ".new", "wb", opener=_private) as file:
+            owner = os.stat(path).st_uid if not WINDOWS and os.path.exists(path) else -1
+            if owner not in (-1, os.fstat(file.fileno()).st_uid):  # root adds to what the server's account is to read
+                os.fchown(file.fileno(), owner, -1)
             file.write(_token_text(value))
             file.flush()
             os.fsync(file.fileno())
         jobrunner.replace_file(path + ".new", path)
     except OSError as error:
+        _remove(path + ".new")
         raise JobrunnerError(f"cannot write {path}: {os_words(error)}: choose another --token-file") from None
     return token
 

@@ -14,7 +14,7 @@ import sys
 import urllib.parse
 
 import pytest
-from harness import PATIENCE, ROOT, until
+from harness import PATIENCE, ROOT, read, until
 from test_original import UNKNOWN_ID, Wire, report_url, url
 
 import server as server_module
@@ -360,6 +360,19 @@ def test_add_token_adds_one_with_a_name_which_a_running_server_knows_at_once(lab
     code, out, err = run(lab, "--token-file", "mine", "--add-token", "view:ann")
     assert (code, out) == (1, "") and "ann" in err
     assert run(lab, "--token-file", "mine", "--add-token", "boss:ann")[0] == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no owners to speak of, and links take a privilege")
+def test_add_token_changes_the_file_that_a_link_leads_to_and_leaves_it_to_its_owner(lab):
+    tokens_file(lab, name="mine")
+    os.symlink("mine", lab.path("jobrunner.tokens"))
+    owner = 12345 if os.geteuid() == 0 else os.geteuid()
+    os.chown(lab.path("mine"), owner, -1)
+    assert run(lab, "--add-token", "view:ann")[0] == 0
+    found = os.stat(lab.path("mine"))
+    assert os.path.islink(lab.path("jobrunner.tokens")) and '"ann"' in read(lab.path("mine"))
+    assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (owner, 0o600)
+    assert set(os.listdir(lab.folder)) == {"mine", "jobrunner.tokens"}
 
 
 def test_a_withdrawn_token_is_out_and_a_damaged_file_changes_nothing(server, lab):
