@@ -1804,7 +1804,7 @@ class Queue:
 
         request: Hostname, Slots (free ones), Wait (s), Running [{"ID","Lease"}], Node {}, Reports [as for `report`],
                  Poll (it counts its requests), Open [those it has no answer to yet]
-        alive:   tells whether the client still listens; nothing is leased to one that hung up while it waited
+        alive:   tells whether the client still listens, and may; nothing is leased to one that hung up while it waited
         """
         wish = _poll_wish(request)
         reports = self._checked_reports(request.get("Reports") or [], "finish")
@@ -3714,7 +3714,7 @@ class Request(NamedTuple):
     method: str
     query: Dict[str, str]
     body: bytes
-    alive: Callable[[], bool]
+    alive: Callable[[], bool]  # False once it has hung up, or its token has been withdrawn
     local: bool  # it comes from this machine
     stop: Callable[[], None]  # ends the server
     caller: Caller = EVERYBODY
@@ -3872,7 +3872,14 @@ def get_job(queue: Queue, request: Request) -> Answer:
     if not name or not re.match(r"\d{1,4}\Z", wait, re.ASCII):
         raise BadRequest("say which job with ?id=, a Number or ID; wait= is a number of seconds")
     thing = queue.wait_for_end(name, min(int(wait), LONGEST_POLL))
+    _check_withdrawn(request, int(wait))
     return _json(_public(queue, thing), queue.store.unwritten())
+
+
+def _check_withdrawn(request: Request, waited: int) -> None:
+    """Raises Forbidden if who waited is not to be told any more."""
+    if waited and not request.alive():
+        raise Forbidden("the token of this request was withdrawn while it waited: ask again with one that is good")
 
 
 def _public(queue: Queue, job: Union[Job, Array]) -> Dict[str, Any]:
@@ -3899,6 +3906,7 @@ def get_output(queue: Queue, request: Request) -> Answer:
 def _followed_output(queue: Queue, request: Request) -> Answer:
     out, err, wait, run = (_whole(request.query, key, 0) for key in ("out", "err", "wait", "run"))
     job, found = queue.follow(request.query.get("id", ""), {"StdOut": out, "StdErr": err}, min(wait, LONGEST_POLL), run)
+    _check_withdrawn(request, wait)
     pieces = {key: {"At": at, "Text": as_text(data), "Next": at + len(data)} for key, (at, data) in found.items()}
     return _json(
         {**_output_of(job), "Run": job.run_count, "Original": job.state is State.RUNNING and not job.lease, **pieces}
@@ -4686,7 +4694,11 @@ class Handler(BaseHTTPRequestHandler):
         self.peer.stranger = FOR_EVER
         body = self._read_body(size, head.headers, room) if size else b""
         self.peer.until = FOR_EVER  # the server may hold a request open
-        return self.server.answer(head, body, self.client_address, self._alive, caller), head.keep
+
+        def alive() -> bool:  # a token may be withdrawn meanwhile
+            return self.server.gate.tokens.caller(head.headers) == caller and self._alive()
+
+        return self.server.answer(head, body, self.client_address, alive, caller), head.keep
 
     def _body_size(self, headers: Dict[bytes, bytes]) -> int:
         if b"transfer-encoding" in headers:

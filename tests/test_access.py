@@ -392,6 +392,26 @@ def test_a_withdrawn_token_is_out_and_a_damaged_file_changes_nothing(server, lab
     until(lambda: status("view") == 200, "the token to be in again")
 
 
+def test_a_request_that_is_held_open_is_told_nothing_once_its_token_is_withdrawn(server, lab):
+    submit, view, agent = (bearer(TOKENS[role]) for role in ("submit", "view", "agent"))
+    job = {"Params": ["true"], "Hold": True}
+    (added,) = ask(server, "POST", "/add", submit, json.dumps([job]).encode())[1]
+    with Wire(server) as poll, Wire(server) as reader, Wire(server) as waiter:
+        wish = json.dumps({"Hostname": "h", "Wait": 60}).encode()
+        polled = send(poll, "POST", "/request", agent, wish)
+        read = send(reader, "GET", "/output?id=1&wait=60", view)
+        waited = send(waiter, "GET", "/job?id=1&wait=60", view)
+        until(lambda: ask(server, "GET", "/nodes", submit)[1]["Nodes"], "the request to be held open")
+        tokens_file(lab, {"submit": TOKENS["submit"]})
+        until(lambda: ask(server, "GET", "/status", agent)[0] == 401, "the tokens to be out")
+        assert ask(server, "POST", "/release", submit, b'{"IDs":["1"]}')[0] == 200
+        assert polled()[1]["Jobs"] == []
+        (record,) = ask(server, "POST", "/request", submit, b'{"Hostname":"x"}')[1]["Jobs"]
+        assert record["ID"] == added["ID"]
+        assert ask(server, "POST", "/delete", submit, b'{"IDs":["1"],"Force":true}')[0] == 200
+        assert [answer()[0] for answer in (read, waited)] == [403, 403]
+
+
 def test_a_token_in_the_servers_url_reaches_neither_jobs_nor_listings(server, lab):
     """Job 1 has what the client has, job 2 what qsub -V has, job 3 what qsub -v has."""
 
