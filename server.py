@@ -122,7 +122,7 @@ RETRY_FIRST, RETRY_LAST = 30, 3600  # s before the first retry; each pause is tw
 NODE_FORGOTTEN = 30 * 86400  # s of silence after which a client is not listed any more
 MOST_NODES = 10000  # clients that are known; of more, those are forgotten that have been silent longest
 MAX_HOST = 255  # characters of a client's name, as of a machine's
-MAX_NODE = 65536  # bytes of what a client says of itself
+MAX_NODE = 16384  # bytes of what a client says of itself
 MAX_COMMENT = 4096  # characters kept of what a report says for a person
 BAD_HOST = 3  # jobs in a row that could not be started on a host, after which it is given no more
 SURELY_STARTED = 10  # s after its lease that a job which has not been reported was started
@@ -821,6 +821,7 @@ class Node:
         """True if the client was started anew since its latest request; it counts its requests anew, too.  Raises
         SameSpool if the one before speaks again."""
         session = info.get("Session")
+        session = session if session is None else str(session)[:MAX_HOST]  # kept for a while
         if session == self.session:
             return False
         if session is not None and session in self.old_sessions:

@@ -347,7 +347,7 @@ def test_clients_count_as_down_after_the_silence_that_was(clocks, jump, caplog):
 
 def test_of_too_many_clients_the_longest_silent_that_have_nothing_here_are_forgotten(clocks, monkeypatch):
     monkeypatch.setattr(server_module, "MOST_NODES", 20)
-    ask = {"Hostname": "busy", "Slots": 1, "Node": {"Slots": 1}}
+    ask = {"Hostname": "busy", "Slots": 1, "Node": {"Slots": 1, "Session": "x" * 9000}}
     clocks.add()
     assert clocks.do("poll", ask, lambda: True)["Jobs"]
     for number in range(100):
@@ -356,7 +356,7 @@ def test_of_too_many_clients_the_longest_silent_that_have_nothing_here_are_forgo
         clocks.queue.refusals[f"pc{number}"] = "it would not"
     hosts = {record["Host"] for record in clocks.queue.node_records()}
     assert {"busy", *(f"pc{number}" for number in range(90, 100))} < hosts and len(hosts) <= 20
-    assert len(clocks.queue.refusals) <= 20
+    assert len(clocks.queue.refusals) <= 20 and len(clocks.queue.nodes["busy", ""].session) < 300
 
 
 def test_a_start_time_that_somebody_asked_for_is_by_the_clock_on_the_wall(clocks):

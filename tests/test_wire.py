@@ -784,7 +784,7 @@ BAD_POLLS = [
     *({"Running": value} for value in ("x", {"ID": "x"}, [1], ["x"], [{}], [{"ID": 5}], [None])),
     *({"Node": value} for value in ("x", [1], 5, {"Client": "a\0b"})),
     *({"Hostname": value} for value in (5, ["h"], {"a": 1}, True, "a\0b", "x" * 256)),
-    {"Node": {"Machine": "x" * 66000}},
+    {"Node": {"Machine": "x" * 16384}},
     *({"Reports": value} for value in ("x", [1], [{}], [{"ID": UNKNOWN_ID}])),
 ]
 
