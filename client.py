@@ -638,6 +638,15 @@ def within(path: str, folder: str) -> bool:
     return path == folder or path.startswith(os.path.join(folder, ""))
 
 
+def plain_windows_path(path: str) -> str:
+    """An absolute path without what leads to the same file all the same: `\\\\?\\` before it, the name of a stream, dots and
+    blanks behind it."""
+    device = re.match(r"[\\/]{2}[?.][\\/](UNC[\\/])?", path, re.IGNORECASE)
+    path = ("\\\\" if device[1] else "") + path[device.end() :] if device else path
+    folder, name = re.match(r"(.*[\\/])?(.*)\Z", path, re.DOTALL).groups()  # type: ignore[union-attr]  # fits anything
+    return (folder or "") + re.sub(r"[. ]*(:.*)?\Z", "", name, flags=re.DOTALL)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The keeper: the jobs' parent, a process of its own (see Agent._start_keeper)
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2062,7 +2071,7 @@ class Agent:
     def _is_own_file(self, path: str) -> bool:
         """True of a place where a job's output would change what this client goes by: who may run what, say."""
         try:
-            real = os.path.normcase(os.path.realpath(path))
+            real = os.path.normcase(os.path.realpath(plain_windows_path(path) if WINDOWS else path))
         except ValueError:  # no file can have that name
             return False
         mine = [os.path.join(self.spool.path, name) for name in ("lock", "client")] + self.allow.files + self.own_files
