@@ -82,6 +82,7 @@ from jobrunner import (
     os_words,
 )
 
+HERE = os.path.dirname(os.path.abspath(__file__))  # found now: before 3.9 it is relative, and --workdir leads elsewhere
 POLL_WAIT = 30  # s a request is held open by the server when there is nothing to say
 HEARTBEAT_DELAY = 0.5  # s before a client without a free slot polls again: short jobs end sooner
 ORIGINAL_POLL = 5  # s between requests to the original's server, which holds none open
@@ -1671,8 +1672,7 @@ class Agent:
         self.keeper_name = ""
         self.keeper_ready = False  # it holds its lock: whoever comes after us will know that it lives
         self.allow = AllowList(options.allow_prefix, options.allow_file, [spool.path, os.getcwd()])
-        here = os.path.dirname(os.path.abspath(__file__))
-        self.own_files = [os.path.join(here, name) for name in ("client.py", "jobrunner.py", "server.py", TOKEN_FILE)]
+        self.own_files = [os.path.join(HERE, name) for name in ("client.py", "jobrunner.py", "server.py", TOKEN_FILE)]
         self.own_files += [os.path.abspath(options.token_file)] if options.token_file else []
         self.allow.prefixes()  # one that cannot be gone by is no start
         self.pause = ""  # why it takes no jobs just now
@@ -2143,8 +2143,7 @@ class Agent:
             # -S: it needs nothing but the standard library, and takes 5 MB less.  -I: what lies in the folder it runs in,
             # say somebody's queue.py, is no part of that.  Imported, not run as a script: so Python takes the compiled
             # file, where it could keep one, and 4 MB less again.
-            here = os.path.dirname(os.path.abspath(__file__))
-            code = f"import sys; sys.path.insert(0, {here!r}); import client; sys.exit(client.keep(*sys.argv[1:]))"
+            code = f"import sys; sys.path.insert(0, {HERE!r}); import client; sys.exit(client.keep(*sys.argv[1:]))"
             self.keeper = subprocess.Popen(
                 [sys.executable, "-S", "-I", "-c", code, lock_path, str(self.options.nice)],
                 stdin=subprocess.PIPE,
