@@ -121,6 +121,7 @@ _NEVER_RUN_EXITS = (EXIT_ABORTED, EXIT_DEPENDENCY)
 RETRY_FIRST, RETRY_LAST = 30, 3600  # s before the first retry; each pause is twice the one before, up to the last
 NODE_FORGOTTEN = 30 * 86400  # s of silence after which a client is not listed any more
 MOST_NODES = 10000  # clients that are known; of more, those are forgotten that have been silent longest
+MOST_NAMED = 100000  # runs that one request of a client may name: others wait while they are looked up
 MAX_HOST = 255  # characters of a client's name, as of a machine's
 MAX_NODE = 16384  # bytes of what a client says of itself
 MAX_COMMENT = 4096  # characters kept of what a report says for a person
@@ -2147,7 +2148,7 @@ class Queue:
         if not isinstance(reports, list):
             raise BadRequest("reports come as a list")
         checked = []
-        for report in reports:
+        for report in _not_too_many(reports):
             job_id, lease, host = self._report_fields(report)
             if report.get("Comment"):  # no record can hold a NUL; a result is not refused for that, or for its length
                 report = {**report, "Comment": report["Comment"][:MAX_COMMENT].replace("\0", "?")}
@@ -2330,7 +2331,7 @@ class Queue:
 
     def sample(self, samples: List[Any]) -> Tuple[List[Dict[str, Any]], Optional[Batch]]:
         """Keeps usage samples {"ID","Lease","CPU","Mem"[,"CpuTimeUsed","Seconds"]}; raises BadRequest."""
-        words = [self._report_fields(sample) for sample in samples]
+        words = [self._report_fields(sample) for sample in _not_too_many(samples)]
         for sample in samples:
             numbers = [sample.get("CPU"), sample.get("Mem"), sample.get("Seconds") or 60]
             if not all(type(number) is int and abs(number) < 1 << 62 for number in numbers) or numbers[2] < 1:
@@ -2383,7 +2384,7 @@ class Queue:
         """Takes in {"ID","Lease","StdOut":{"At","Text"},"StdErr":{..}}; answers whether anybody still reads; raises
         BadRequest."""
         answers = []
-        for piece, (job_id, lease, _) in zip(pieces, [self._report_fields(piece) for piece in pieces]):
+        for piece, (job_id, lease, _) in zip(pieces, [self._report_fields(piece) for piece in _not_too_many(pieces)]):
             job, followed = self.jobs.get(job_id), self.followed.get(job_id)
             wanted = bool(followed and lease and job and job.lease == lease and time.monotonic() <= followed.until)
             for key in ("StdOut", "StdErr"):
@@ -3655,6 +3656,13 @@ class Wish(NamedTuple):
     follows: FrozenSet[str]  # IDs of those whose output it sends
 
 
+def _not_too_many(things: List[Any]) -> List[Any]:
+    """What one request of a client names; raises BadRequest if that is too much."""
+    if len(things) > MOST_NAMED:
+        raise BadRequest(f"a request names {MOST_NAMED} runs at most: send several")
+    return things
+
+
 def _host_name(value: Any) -> str:
     """The name that a client goes by, which the record of its job is to hold; raises BadRequest."""
     host = jobrunner._check_text("Hostname", UNKNOWN_HOST if value is None else value) or UNKNOWN_HOST
@@ -3674,6 +3682,8 @@ def _poll_wish(request: Any) -> Wish:
         raise BadRequest("Slots must be a whole number, 0 or more")
     if isinstance(wait, bool) or not isinstance(wait, (int, float)) or not 0 <= wait < 1e9:
         raise BadRequest("Wait must be a number of seconds, 0 or more")
+    for things in (running, open_polls):
+        _not_too_many(things if isinstance(things, list) else [])
     if not isinstance(running, list) or not all(isinstance(r, dict) and isinstance(r.get("ID"), str) for r in running):
         raise BadRequest('Running must be a list of {"ID","Lease"}')
     if not isinstance(info, dict) or type(number) is not int or not isinstance(open_polls, list):

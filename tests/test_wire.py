@@ -785,6 +785,7 @@ BAD_POLLS = [
     *({"Node": value} for value in ("x", [1], 5, {"Client": "a\0b"})),
     *({"Hostname": value} for value in (5, ["h"], {"a": 1}, True, "a\0b", "x" * 256)),
     {"Node": {"Machine": "x" * 16384}},
+    *({key: [1] * 100001} for key in ("Running", "Open", "Reports")),
     *({"Reports": value} for value in ("x", [1], [{}], [{"ID": UNKNOWN_ID}])),
 ]
 
@@ -819,6 +820,11 @@ def test_a_report_that_makes_no_sense_is_400_and_not_one_of_its_list_counts(shar
         assert_refused(post(shared, path, body), 400)
         assert_refused(post(shared, path, [good, body]), 400)
     assert picture(shared) == before
+
+
+@pytest.mark.parametrize("path", ["/finish", "/timeout", "/dead", "/usage", "/stream"])
+def test_too_many_reports_at_once_are_400_before_one_is_looked_at(shared, path):
+    assert "100000 runs at most" in assert_refused(post(shared, path, [1] * 100001), 400)
 
 
 @pytest.mark.parametrize(
