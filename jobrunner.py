@@ -1362,7 +1362,11 @@ def jobs_environ(environ: Mapping[str, str]) -> Dict[str, str]:
     URL."""
     given = {name: value for name, value in environ.items() if name.upper() != TOKEN_VARIABLE}
     if "@" in given.get(SERVER_VARIABLE, ""):
-        given[SERVER_VARIABLE] = without_login(given[SERVER_VARIABLE])
+        try:  # in a path an @ is as good as any other character
+            server_url(given[SERVER_VARIABLE])
+            given[SERVER_VARIABLE] = re.sub(r"\A([A-Za-z]+://)?[^/]*@", r"\1", given[SERVER_VARIABLE])
+        except BadRequest:
+            given[SERVER_VARIABLE] = without_login(given[SERVER_VARIABLE])
     return given
 
 

@@ -742,6 +742,8 @@ def test_an_address_that_makes_no_sense_is_refused_without_the_token_in_it(token
             jobrunner.server_url(f"{scheme}any:{token}@{place}")
         assert "is not a server's address" in str(refusal.value) and "SEC" not in str(refusal.value)
     assert "SEC" not in jobrunner.jobs_environ({"JOBRUNNER_SERVER": f"any:{token}@{place}"})["JOBRUNNER_SERVER"]
+    path = {"JOBRUNNER_SERVER": "http://host/a@b"}
+    assert jobrunner.jobs_environ(path) == path
 
 
 def test_resources_become_fields_of_the_record_in_its_units():
