@@ -409,7 +409,7 @@ def test_a_request_that_is_held_open_is_told_nothing_once_its_token_is_withdrawn
         (record,) = ask(server, "POST", "/request", submit, b'{"Hostname":"x"}')[1]["Jobs"]
         assert record["ID"] == added["ID"]
         assert ask(server, "POST", "/delete", submit, b'{"IDs":["1"],"Force":true}')[0] == 200
-        assert [answer()[0] for answer in (read, waited)] == [403, 403]
+        assert {answer()[0] for answer in (read, waited)} <= {401, 403}  # the former if they came late
 
 
 def test_a_token_in_the_servers_url_reaches_neither_jobs_nor_listings(server, lab):
