@@ -82,6 +82,7 @@ from jobrunner import (
     os_words,
 )
 
+HERE = os.path.dirname(os.path.abspath(__file__))  # found now: before 3.9 it is relative, and --workdir leads elsewhere
 POLL_WAIT = 30  # s a request is held open by the server when there is nothing to say
 HEARTBEAT_DELAY = 0.5  # s before a client without a free slot polls again: short jobs end sooner
 ORIGINAL_POLL = 5  # s between requests to the original's server, which holds none open
@@ -99,6 +100,7 @@ FAREWELL_TIME = 3  # s that a client which ends waits for the server to hear it
 FOLLOW_STEP = 0.5  # s between looks at an output that somebody follows
 FOLLOW_ALIVE = 10  # s after which a stream with nothing new says so
 LONGEST_COMMENT = 600  # characters of what a keeper says to an end: many messages are to fit into its pipe
+MAX_ALLOW = 1 << 20  # characters of an --allow-file
 NO_ROOM = 64 << 10  # bytes free on a disk that is full
 SWEEP = 3600  # s between looks for outputs that have been kept long enough
 
@@ -618,7 +620,10 @@ class AllowList:
             if known is None or known[0] != state:
                 self._judge(path, found.st_mode)
                 with open(path, encoding="utf-8-sig") as file:
-                    lines = [line.strip() for line in file.read(1 << 20).split("\n")]
+                    text = file.read(MAX_ALLOW + 1)
+                if len(text) > MAX_ALLOW:  # what is left of a line that is cut off would allow more than it says
+                    raise BadRequest(f"it is over {MAX_ALLOW} characters")
+                lines = [line.strip() for line in text.split("\n")]
                 prefixes = [split_words(line) for line in lines if line and not line.startswith("#")]
                 if not prefixes:
                     raise BadRequest("it names no command")
@@ -646,6 +651,15 @@ def within(path: str, folder: str) -> bool:
         os.path.normcase(text) for text in (os.path.join(os.path.realpath(parent), name), os.path.realpath(folder))
     )
     return path == folder or path.startswith(os.path.join(folder, ""))
+
+
+def plain_windows_path(path: str) -> str:
+    """An absolute path without what leads to the same file all the same: `\\\\?\\` before it, the name of a stream, dots and
+    blanks behind it."""
+    device = re.match(r"[\\/]{2}[?.][\\/](UNC[\\/])?", path, re.IGNORECASE)
+    path = ("\\\\" if device[1] else "") + path[device.end() :] if device else path
+    folder, name = re.match(r"(.*[\\/])?(.*)\Z", path, re.DOTALL).groups()  # type: ignore[union-attr]  # fits anything
+    return (folder or "") + re.sub(r"[. ]*(:.*)?\Z", "", name, flags=re.DOTALL)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1714,8 +1728,7 @@ class Agent:
         self.keeper_ready = False  # it holds its lock: whoever comes after us will know that it lives
         self.folder = os.getcwd()  # where jobs run that name no other; it may be gone later
         self.allow = AllowList(options.allow_prefix, options.allow_file, [spool.path, self.folder])
-        here = os.path.dirname(os.path.abspath(__file__))
-        self.own_files = [os.path.join(here, name) for name in ("client.py", "jobrunner.py", "server.py", TOKEN_FILE)]
+        self.own_files = [os.path.join(HERE, name) for name in ("client.py", "jobrunner.py", "server.py", TOKEN_FILE)]
         self.own_files += [os.path.abspath(options.token_file)] if options.token_file else []
         self.allow.prefixes()  # one that cannot be gone by is no start
         self.pause = ""  # why it takes no jobs just now
@@ -1804,10 +1817,8 @@ class Agent:
                 self._watch()
                 time.sleep(0.05)
         for run in list(self.runs.values()):
-            print(
-                f"client.py: job {run.job} goes on (process {run.pid}): {' '.join(run.job.params)[:200]}",
-                file=sys.stderr,
-            )
+            words = f"job {run.job} goes on (process {run.pid}): {' '.join(run.job.params)[:200]}"
+            print(f"client.py: {jobrunner.one_line(words)}", file=sys.stderr)
         if self.runs:
             print(
                 "client.py: start the client again with the same --spool, and their ends are reported", file=sys.stderr
@@ -2127,7 +2138,7 @@ class Agent:
     def _is_own_file(self, path: str) -> bool:
         """True of a place where a job's output would change what this client goes by: who may run what, say."""
         try:
-            real = os.path.normcase(os.path.realpath(path))
+            real = os.path.normcase(os.path.realpath(plain_windows_path(path) if WINDOWS else path))
         except ValueError:  # no file can have that name
             return False
         mine = [os.path.join(self.spool.path, name) for name in ("lock", "client")] + self.allow.files + self.own_files
@@ -2199,8 +2210,7 @@ class Agent:
             # -S: it needs nothing but the standard library, and takes 5 MB less.  -I: what lies in the folder it runs in,
             # say somebody's queue.py, is no part of that.  Imported, not run as a script: so Python takes the compiled
             # file, where it could keep one, and 4 MB less again.
-            here = os.path.dirname(os.path.abspath(__file__))
-            code = f"import sys; sys.path.insert(0, {here!r}); import client; sys.exit(client.keep(*sys.argv[1:]))"
+            code = f"import sys; sys.path.insert(0, {HERE!r}); import client; sys.exit(client.keep(*sys.argv[1:]))"
             self.keeper = subprocess.Popen(
                 [sys.executable, "-S", "-I", "-c", code, lock_path, str(self.options.nice)],
                 stdin=subprocess.PIPE,
@@ -2791,7 +2801,8 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="client.py", description="Runs jobs for a jobrunner server.")
     add = parser.add_argument
     add("--server", "-master", "--master", default=os.environ.get("JOBRUNNER_SERVER", "http://localhost:8088"),
-        metavar="HOST[:PORT]", type=jobrunner.argument(_server), help="the server, or its URL (default %(default)s)")  # fmt: skip
+        metavar="HOST[:PORT]", type=jobrunner.argument(_server),
+        help="the server, or its URL (default $JOBRUNNER_SERVER, or http://localhost:8088)")  # fmt: skip
     add("--max-jobs", "-maxjobs", "--maxjobs", type=_at_least_one, default=1, metavar="N",
         help="jobs to run at once (default %(default)s)")  # fmt: skip
     add("--hostname", "-hostname", metavar="NAME", help="the name to go by (default: this machine's)")

@@ -782,7 +782,16 @@ def _refuse_constant(word: str) -> None:
     raise ValueError(f"{word} is not JSON")
 
 
-_decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
+def _short_int(digits: str) -> int:
+    """A number; raises ValueError for one that a Python of before September 2022, as the last one for Windows 7, would
+    take minutes to read, and do nothing else meanwhile.  Later ones refuse it by themselves."""
+    if len(digits) > 4300:
+        raise ValueError("a number has over 4300 digits")
+    return int(digits)
+
+
+_parse_int = None if hasattr(sys, "set_int_max_str_digits") else _short_int
+_decode = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_parse_int).decode
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 _encode_ascii = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode
 
@@ -953,18 +962,26 @@ def server_url(text: str) -> str:
     """`host`, `host:port` or a URL as a URL without a slash at the end; raises BadRequest."""
     from urllib.parse import urlsplit
 
-    url = text if "://" in text else "http://" + text
+    url, shown = text if "://" in text else "http://" + text, without_login(text)
     if not re.match(r"[!-~]+\Z", url):
-        raise BadRequest(f"{text!r} is not a server's address: it holds a blank, or what is not ASCII")
+        raise BadRequest(f"{shown!r} is not a server's address: it holds a blank, or what is not ASCII")
     try:
         parts = urlsplit(url)
         port, host = parts.port, parts.hostname
-    except ValueError as error:
-        raise BadRequest(f"{text!r} is not a server's address: {error}") from None
+    except ValueError as error:  # which may quote a piece of the token
+        words = (
+            "its port or name cannot be, or a token before @ holds one of / ? # [ ]" if shown != text else str(error)
+        )
+        raise BadRequest(f"{shown!r} is not a server's address: {words}") from None
     if parts.scheme not in ("http", "https") or not host or port == 0:
-        raise BadRequest(f"{text!r} is not a server's address: write host, host:port or http://host:port")
+        raise BadRequest(f"{shown!r} is not a server's address: write host, host:port or http://host:port")
     netloc = parts.netloc if port is not None or "://" in text else f"{parts.netloc.rstrip(':')}:{DEFAULT_PORT}"
     return f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}"
+
+
+def without_login(address: str) -> str:
+    """A server's address without what stands before its @, which may be a token."""
+    return re.sub(r"\A([A-Za-z]+://)?.*@", r"\1", address, flags=re.DOTALL)
 
 
 class ServerApi:
@@ -1345,7 +1362,11 @@ def jobs_environ(environ: Mapping[str, str]) -> Dict[str, str]:
     URL."""
     given = {name: value for name, value in environ.items() if name.upper() != TOKEN_VARIABLE}
     if "@" in given.get(SERVER_VARIABLE, ""):
-        given[SERVER_VARIABLE] = re.sub(r"\A([A-Za-z]+://)?[^/]*@", r"\1", given[SERVER_VARIABLE])
+        try:  # in a path an @ is as good as any other character
+            server_url(given[SERVER_VARIABLE])
+            given[SERVER_VARIABLE] = re.sub(r"\A([A-Za-z]+://)?[^/]*@", r"\1", given[SERVER_VARIABLE])
+        except BadRequest:
+            given[SERVER_VARIABLE] = without_login(given[SERVER_VARIABLE])
     return given
 
 
@@ -1402,7 +1423,7 @@ def connection(options: argparse.Namespace, server: str, warn: Optional[Callable
 
 
 def _warn(words: str) -> None:
-    print(f"jobrunner: {words}", file=sys.stderr)
+    print(f"jobrunner: {one_line(words)}", file=sys.stderr)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1459,8 +1480,9 @@ def start_log(level: str, path: str = "", max_bytes: int = 10 << 20, backups: in
 
 def one_line(text: str) -> str:
     """Text in which line ends and other control characters are written as escapes: a host's name, or what a client said,
-    begins no line of its own in a log, and moves no terminal's cursor."""
-    return re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
+    begins no line of its own in a log, moves no terminal's cursor, and turns round no words that follow."""
+    controls = "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+    return re.sub(controls, lambda found: repr(found[0])[1:-1], text)
 
 
 def _log_file(path: str, max_bytes: int, backups: int) -> Any:
@@ -2625,7 +2647,7 @@ def _wait_for(api: ServerApi, names: List[str], seconds: float = float("inf")) -
             except ServerAway as error:
                 if left <= 0 or isinstance(error, NotTrusted):
                     raise
-                print(f"jobrunner: {error}; waiting for it", file=sys.stderr)
+                _warn(f"{error}; waiting for it")
                 time.sleep(min(5, left))
                 continue
             if job["State"] == "F":
@@ -2750,10 +2772,7 @@ def qcat(options: argparse.Namespace, api: ServerApi) -> int:
     if not text and output["State"] != "F":
         where = f" on {output['Host']}" if output["State"] == "R" else ""
         state = STATE_WORDS[output["State"]]
-        print(
-            f"jobrunner: job {options.job} is {state}{where}: its output comes when it is over, or with qcat -f",
-            file=sys.stderr,
-        )
+        _warn(f"job {options.job} is {state}{where}: its output comes when it is over, or with qcat -f")
     _out_bytes(text)
     return 0
 
@@ -2772,7 +2791,7 @@ def _follow(options: argparse.Namespace, api: ServerApi) -> int:
         if piece:
             again, skipped = output["Run"] != asked["run"], piece["At"] - asked[key[1]]
             if asked["run"] and again:
-                print(f"jobrunner: job {options.job}: run {output['Run']} begins", file=sys.stderr)
+                _warn(f"job {options.job}: run {output['Run']} begins")
             elif asked["run"] and skipped > 0:
                 left_out += skipped
             _out_bytes(piece["Text"])
@@ -2780,15 +2799,13 @@ def _follow(options: argparse.Namespace, api: ServerApi) -> int:
         if output["State"] == "F":
             if left_out:
                 words = f"{left_out} bytes left out, since it printed faster than could be sent"
-                print(
-                    f"jobrunner: job {options.job}: {words}; all are in its file on {output['Host']}", file=sys.stderr
-                )
+                _warn(f"job {options.job}: {words}; all are in its file on {output['Host']}")
             return 0
         words = "" if output["State"] == "R" and not output["Original"] else STATE_WORDS[output["State"]]
         if output["Original"]:
             words += f" on {output['Host']}, an original client, which sends its output at the end at the earliest"
         if words and words != said:
-            print(f"jobrunner: job {options.job} is {words}", file=sys.stderr)
+            _warn(f"job {options.job} is {words}")
         said = words
 
 
@@ -3340,7 +3357,8 @@ COMMANDS = frozenset(
 
 
 def _error_line(error: JobrunnerError) -> str:
-    return f"jobrunner: {'Unknown Job Id: ' if isinstance(error, UnknownJob) else ''}{error}"
+    """What the server says may hold a host's name, which is as that host says."""
+    return one_line(f"jobrunner: {'Unknown Job Id: ' if isinstance(error, UnknownJob) else ''}{error}")
 
 
 def main(argv: Optional[List[str]] = None) -> int:

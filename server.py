@@ -120,6 +120,11 @@ _RAN_STATUSES = ("finished", "timeout", "dead", "memory", "cputime")  # those of
 _NEVER_RUN_EXITS = (EXIT_ABORTED, EXIT_DEPENDENCY)
 RETRY_FIRST, RETRY_LAST = 30, 3600  # s before the first retry; each pause is twice the one before, up to the last
 NODE_FORGOTTEN = 30 * 86400  # s of silence after which a client is not listed any more
+MOST_NODES = 10000  # clients that are known; of more, those are forgotten that have been silent longest
+MOST_NAMED = 100000  # runs that one request of a client may name: others wait while they are looked up
+MAX_HOST = 255  # characters of a client's name, as of a machine's
+MAX_NODE = 16384  # bytes of what a client says of itself
+MAX_COMMENT = 4096  # characters kept of what a report says for a person
 BAD_HOST = 3  # jobs in a row that could not be started on a host, after which it is given no more
 SURELY_STARTED = 10  # s after its lease that a job which has not been reported was started
 MAX_EARLIER = 8  # runs of a job, given up as lost, that are remembered
@@ -817,6 +822,7 @@ class Node:
         """True if the client was started anew since its latest request; it counts its requests anew, too.  Raises
         SameSpool if the one before speaks again."""
         session = info.get("Session")
+        session = session if session is None else str(session)[:MAX_HOST]  # kept for a while
         if session == self.session:
             return False
         if session is not None and session in self.old_sessions:
@@ -1254,10 +1260,25 @@ class Accounting:
             return
         path = os.path.join(self.folder, time.strftime("%Y%m%d", moment))
         try:
-            with open(path, "ab", opener=_private) as file:
-                file.write(tail_bytes("".join(lines)))
+            _append_lines(path, tail_bytes("".join(lines)))
         except OSError as error:
             log.warning("accounting.failed file=%s lines=%d error=%r", path, len(lines), str(error))
+
+
+def _append_lines(path: str, lines: bytes) -> None:
+    """Appends whole lines to a file; raises OSError, and then half of one does not stay for the next to be joined to."""
+    with open(path, "a+b", buffering=0, opener=_private) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size and file.seek(size - 1) >= 0 and file.read(1) != b"\n":  # left by a power cut
+            lines = b"\n" + lines
+        left = memoryview(lines)
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
 
 
 def _accounting_folder(path: str) -> None:
@@ -1343,13 +1364,14 @@ def _pairs(values: Dict[str, Any]) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return jobrunner.one_line(" ".join(text.split()))
 
 
 def _accounting_value(value: Any) -> str:
-    """A value as one word."""
+    """A value as one word, in which nothing acts on the terminal of whoever looks at it."""
     text = str(value)
-    return text if re.match(r"[^\s;\"\x00-\x1f]+\Z", text) else json.dumps(text, ensure_ascii=False)
+    plain = text.isprintable()
+    return text if plain and re.match(r"[^\s;\"]+\Z", text) else json.dumps(text, ensure_ascii=not plain)
 
 
 FORGET_SLICE = 400  # jobs that leave the queue at a time, so that nobody waits for it
@@ -1784,7 +1806,7 @@ class Queue:
 
         request: Hostname, Slots (free ones), Wait (s), Running [{"ID","Lease"}], Node {}, Reports [as for `report`],
                  Poll (it counts its requests), Open [those it has no answer to yet]
-        alive:   tells whether the client still listens; nothing is leased to one that hung up while it waited
+        alive:   tells whether the client still listens, and may; nothing is leased to one that hung up while it waited
         """
         wish = _poll_wish(request)
         reports = self._checked_reports(request.get("Reports") or [], "finish", wish)
@@ -2134,24 +2156,27 @@ class Queue:
         if not isinstance(reports, list):
             raise BadRequest("reports come as a list")
         checked = []
-        for report in reports:
+        for report in _not_too_many(reports):
             job_id, lease, host = self._report_fields(report)
+            if report.get("Comment"):  # no record can hold a NUL; a result is not refused for that, or for its length
+                report = {**report, "Comment": report["Comment"][:MAX_COMMENT].replace("\0", "?")}
             by_status = (
                 report.get("Status") if kind == "finish" and report.get("Status") in ("timeout", "dead") else kind
             )
             checked.append((report, by_status, job_id, lease, host))
         for report, _, job_id, _, _ in checked:
-            self._keep_outputs(self.jobs[job_id], report, wish)
+            if job_id in self.jobs:  # it may be leaving the queue just now
+                self._keep_outputs(self.jobs[job_id], report, wish)
         return checked
 
     def _take_reports(self, checked: List[Report]) -> Tuple[List[Dict[str, Any]], Optional[Batch]]:
         answers, ended, changes = [], [], []
         marks: List[Mark] = []
         for report, kind, job_id, lease, host in checked:
-            job = self.jobs[job_id]
-            current = self._is_current(job, lease, host)
+            job = self.jobs.get(job_id)  # None: it was over, and has left the queue since the report was checked
+            current = job is not None and self._is_current(job, lease, host)
             answers.append({"ID": job_id} if current else {"ID": job_id, "Stale": True})
-            run = self._still_running(job, host) if current else None
+            run = self._still_running(job, host) if job and current else None
             if run is None:
                 continue
             over = self._ended(run, report, kind)
@@ -2236,7 +2261,7 @@ class Queue:
             raise BadRequest(f"Status of a report must be one of {', '.join(STATUSES)} or released")
         if report.get("EndTime") is not None:
             jobrunner.parse_time(report["EndTime"])
-        return report["ID"], report.get("Lease") or "", report.get("Hostname") or UNKNOWN_HOST
+        return report["ID"], report.get("Lease") or "", _host_name(report.get("Hostname"))
 
     def _keep_outputs(self, job: Job, report: Dict[str, Any], wish: Optional["Wish"]) -> None:
         """Writes the tails that came with a report, before the report itself counts, or the run is claimed with it."""
@@ -2321,7 +2346,7 @@ class Queue:
 
     def sample(self, samples: List[Any]) -> Tuple[List[Dict[str, Any]], Optional[Batch]]:
         """Keeps usage samples {"ID","Lease","CPU","Mem"[,"CpuTimeUsed","Seconds"]}; raises BadRequest."""
-        words = [self._report_fields(sample) for sample in samples]
+        words = [self._report_fields(sample) for sample in _not_too_many(samples)]
         for sample in samples:
             numbers = [sample.get("CPU"), sample.get("Mem"), sample.get("Seconds") or 60]
             if not all(type(number) is int and abs(number) < 1 << 62 for number in numbers) or numbers[2] < 1:
@@ -2329,10 +2354,10 @@ class Queue:
         batch, answers = self.store.unwritten(), []
         with self.lock:
             for sample, (job_id, lease, host) in zip(samples, words):
-                job = self.jobs[job_id]
-                current = self._is_current(job, lease, host if sample.get("Hostname") else job.host)
+                job = self.jobs.get(job_id)
+                current = job and self._is_current(job, lease, host if sample.get("Hostname") else job.host)
                 answers.append({"ID": job_id} if current else {"ID": job_id, "Stale": True})
-                if current and job.state is State.RUNNING:
+                if job and current and job.state is State.RUNNING:
                     batch = self._sample(job, sample)
         return answers, batch
 
@@ -2374,9 +2399,9 @@ class Queue:
         """Takes in {"ID","Lease","StdOut":{"At","Text"},"StdErr":{..}}; answers whether anybody still reads; raises
         BadRequest."""
         answers = []
-        for piece, (job_id, lease, _) in zip(pieces, [self._report_fields(piece) for piece in pieces]):
-            job, followed = self.jobs[job_id], self.followed.get(job_id)
-            wanted = bool(followed and lease and job.lease == lease and time.monotonic() <= followed.until)
+        for piece, (job_id, lease, _) in zip(pieces, [self._report_fields(piece) for piece in _not_too_many(pieces)]):
+            job, followed = self.jobs.get(job_id), self.followed.get(job_id)
+            wanted = bool(followed and lease and job and job.lease == lease and time.monotonic() <= followed.until)
             for key in ("StdOut", "StdErr"):
                 part = piece.get(key)
                 if part is not None:
@@ -2843,10 +2868,18 @@ class Queue:
         """Once an hour: forgets heaps in which nothing waits any more, and clients that nobody has heard of for long."""
         self.tidy_at = moment + 3600
         self.ready = {need: heap for need, heap in self.ready.items() if self._has_head(need, heap)}
+        self._forget_nodes(moment - NODE_FORGOTTEN)
+
+    def _forget_nodes(self, before: float) -> None:
+        """Forgets the clients that have been silent since then, and have nothing here."""
         for key, node in list(self.nodes.items()):
             used = node.polls or node.handed or node.host in self.marks or node.host in self.leased
-            if not used and moment - node.last_seen > NODE_FORGOTTEN:
+            if not used and node.last_seen < before:
                 del self.nodes[key]
+        hosts = {node.host for node in self.nodes.values()}
+        for by_host in (self.refusals, self.misstarts):
+            for host in by_host.keys() - hosts:
+                del by_host[host]  # type: ignore[attr-defined]
 
     def _is_being_named(self, job: Job) -> bool:
         """True while a request is held open that names the job's lease."""
@@ -3100,6 +3133,8 @@ class Queue:
         self._mind_clock()
         node = self.nodes.get((host, client))
         if node is None:
+            if len(self.nodes) >= MOST_NODES:  # a tenth at once, since it takes a look at all
+                self._forget_nodes(sorted(node.last_seen for node in self.nodes.values())[MOST_NODES // 10])
             node = self.nodes[host, client] = Node(host, client, original)
             node.first_seen = self.clock()
             log.info("node.new host=%s original=%s", host, original)
@@ -3641,29 +3676,45 @@ class Wish(NamedTuple):
     follows: FrozenSet[str]  # IDs of those whose output it sends
 
 
+def _not_too_many(things: List[Any]) -> List[Any]:
+    """What one request of a client names; raises BadRequest if that is too much."""
+    if len(things) > MOST_NAMED:
+        raise BadRequest(f"a request names {MOST_NAMED} runs at most: send several")
+    return things
+
+
+def _host_name(value: Any) -> str:
+    """The name that a client goes by, which the record of its job is to hold; raises BadRequest."""
+    host = jobrunner._check_text("Hostname", UNKNOWN_HOST if value is None else value) or UNKNOWN_HOST
+    if len(host) > MAX_HOST:
+        raise BadRequest(f"Hostname is over {MAX_HOST} characters: give the client a shorter --hostname")
+    return host
+
+
 def _poll_wish(request: Any) -> Wish:
     """A POST /request, checked; raises BadRequest."""
     if not isinstance(request, dict):
         raise BadRequest("a request is a JSON object with Hostname and Slots")
-    host, slots, wait = request.get("Hostname"), request.get("Slots", 1), request.get("Wait", 0)
+    host, slots, wait = _host_name(request.get("Hostname")), request.get("Slots", 1), request.get("Wait", 0)
     running, info = request.get("Running") or [], request.get("Node") or {}
     number, open_polls = request.get("Poll", 0), request.get("Open") or []
-    if host is not None and not isinstance(host, str):
-        raise BadRequest("Hostname must be text")
     if type(slots) is not int or not 0 <= slots <= 1 << 20:
         raise BadRequest("Slots must be a whole number, 0 or more")
     if isinstance(wait, bool) or not isinstance(wait, (int, float)) or not 0 <= wait < 1e9:
         raise BadRequest("Wait must be a number of seconds, 0 or more")
+    for things in (running, open_polls):
+        _not_too_many(things if isinstance(things, list) else [])
     if not isinstance(running, list) or not all(isinstance(r, dict) and isinstance(r.get("ID"), str) for r in running):
         raise BadRequest('Running must be a list of {"ID","Lease"}')
     if not isinstance(info, dict) or type(number) is not int or not isinstance(open_polls, list):
         raise BadRequest("Node must be an object, Poll a whole number and Open a list of them")
     jobrunner.check_shown(info)
+    jobrunner._check_text("Client", str(info.get("Client") or ""))
     named = [(r["ID"], str(r.get("Lease") or ""), str(r.get("Signal") or "")) for r in running]
     limits = {r["ID"]: r["Limits"] for r in running if isinstance(r.get("Limits"), list)}
     seconds = {r["ID"]: r["Seconds"] for r in running if type(r.get("Seconds")) in (int, float)}
     follows = frozenset(r["ID"] for r in running if r.get("Follow") is True)
-    fixed = (host or UNKNOWN_HOST, slots, min(wait, LONGEST_POLL), named, info, number, open_polls)
+    fixed = (host, slots, min(wait, LONGEST_POLL), named, info, number, open_polls)
     return Wish(*fixed, limits, seconds, follows)
 
 
@@ -3694,7 +3745,7 @@ class Request(NamedTuple):
     method: str
     query: Dict[str, str]
     body: bytes
-    alive: Callable[[], bool]
+    alive: Callable[[], bool]  # False once it has hung up, or its token has been withdrawn
     local: bool  # it comes from this machine
     stop: Callable[[], None]  # ends the server
     caller: Caller = EVERYBODY
@@ -3760,7 +3811,7 @@ def _added(thing: Union[Job, ArraySpec]) -> Dict[str, Any]:
 
 
 def get_request(queue: Queue, request: Request) -> Answer:
-    job, batch = queue.lease(request.query.get("hostname") or UNKNOWN_HOST)
+    job, batch = queue.lease(_host_name(request.query.get("hostname")))
     if job is None:
         return NOTHING
     if request.caller.name:
@@ -3770,6 +3821,8 @@ def get_request(queue: Queue, request: Request) -> Answer:
 
 def post_request(queue: Queue, request: Request) -> Answer:
     body = _body(request)
+    if len(request.body) > MAX_NODE and isinstance(body, dict) and len(to_json(body.get("Node"))) > MAX_NODE:
+        raise BadRequest(f"Node is over {MAX_NODE} bytes, and is kept: let the client say less of itself")
     _check_leases(request, body.get("Reports") if isinstance(body, dict) else None)
     return _json(*queue.poll(body, request.alive))
 
@@ -3850,7 +3903,14 @@ def get_job(queue: Queue, request: Request) -> Answer:
     if not name or not re.match(r"\d{1,4}\Z", wait, re.ASCII):
         raise BadRequest("say which job with ?id=, a Number or ID; wait= is a number of seconds")
     thing = queue.wait_for_end(name, min(int(wait), LONGEST_POLL))
+    _check_withdrawn(request, int(wait))
     return _json(_public(queue, thing), queue.store.unwritten())
+
+
+def _check_withdrawn(request: Request, waited: int) -> None:
+    """Raises Forbidden if who waited is not to be told any more."""
+    if waited and not request.alive():
+        raise Forbidden("the token of this request was withdrawn while it waited: ask again with one that is good")
 
 
 def _public(queue: Queue, job: Union[Job, Array]) -> Dict[str, Any]:
@@ -3877,6 +3937,7 @@ def get_output(queue: Queue, request: Request) -> Answer:
 def _followed_output(queue: Queue, request: Request) -> Answer:
     out, err, wait, run = (_whole(request.query, key, 0) for key in ("out", "err", "wait", "run"))
     job, found = queue.follow(request.query.get("id", ""), {"StdOut": out, "StdErr": err}, min(wait, LONGEST_POLL), run)
+    _check_withdrawn(request, wait)
     pieces = {key: {"At": at, "Text": as_text(data), "Next": at + len(data)} for key, (at, data) in found.items()}
     return _json(
         {**_output_of(job), "Run": job.run_count, "Original": job.state is State.RUNNING and not job.lease, **pieces}
@@ -4244,13 +4305,18 @@ def add_token(path: str, role: str, name: str) -> str:
         raise JobrunnerError(f"{path} has a token named {name}: choose another name, or take that one out first")
     token = new_token()
     value["Tokens"].append(_token_record(name, role, token))
+    path = os.path.realpath(path)  # of a link, what it leads to is to change
     try:
         with open(path + ".new", "wb", opener=_private) as file:
+            owner = os.stat(path).st_uid if not WINDOWS and os.path.exists(path) else -1
+            if owner not in (-1, os.fstat(file.fileno()).st_uid):  # root adds to what the server's account is to read
+                os.fchown(file.fileno(), owner, -1)
             file.write(_token_text(value))
             file.flush()
             os.fsync(file.fileno())
         jobrunner.replace_file(path + ".new", path)
     except OSError as error:
+        _remove(path + ".new")
         raise JobrunnerError(f"cannot write {path}: {os_words(error)}: choose another --token-file") from None
     return token
 
@@ -4659,7 +4725,11 @@ class Handler(BaseHTTPRequestHandler):
         self.peer.stranger = FOR_EVER
         body = self._read_body(size, head.headers, room) if size else b""
         self.peer.until = FOR_EVER  # the server may hold a request open
-        return self.server.answer(head, body, self.client_address, self._alive, caller), head.keep
+
+        def alive() -> bool:  # a token may be withdrawn meanwhile
+            return self.server.gate.tokens.caller(head.headers) == caller and self._alive()
+
+        return self.server.answer(head, body, self.client_address, alive, caller), head.keep
 
     def _body_size(self, headers: Dict[bytes, bytes]) -> int:
         if b"transfer-encoding" in headers:

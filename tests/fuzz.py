@@ -190,7 +190,11 @@ class Requests:
         if path == "/request":
             named = [{"ID": i, "Lease": lease} for i, lease, _ in choose.sample(self.runs, min(len(self.runs), 2))]
             return self.spoilt(
-                {"Hostname": choose.choice(["h1", "h2"]), "Slots": choose.choice([0, 1, 2]), "Running": named}
+                {
+                    "Hostname": choose.choice(["h1", "h2"] * 9 + ["h\0"]),
+                    "Slots": choose.choice([0, 1, 2]),
+                    "Running": named,
+                }
             )
         if path in ("/finish", "/timeout", "/dead", "/usage"):
             job_id, lease, host = (
@@ -203,6 +207,7 @@ class Requests:
                 "ExitStatus": choose.choice([0, 1, None]),
                 "CPU": 1,
                 "Mem": 1,
+                "Comment": self.word(),
             }
             return choose.choice([report, [report], [report, report], self.spoilt(report)])
         wish = {"IDs": [choose.choice([self.id(), "1", "2[1]", "3[]", "1[1-3]", self.word()])]}

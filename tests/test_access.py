@@ -14,7 +14,7 @@ import sys
 import urllib.parse
 
 import pytest
-from harness import PATIENCE, ROOT, until
+from harness import PATIENCE, ROOT, read, until
 from test_original import UNKNOWN_ID, Wire, report_url, url
 
 import server as server_module
@@ -362,6 +362,19 @@ def test_add_token_adds_one_with_a_name_which_a_running_server_knows_at_once(lab
     assert run(lab, "--token-file", "mine", "--add-token", "boss:ann")[0] == 1
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no owners to speak of, and links take a privilege")
+def test_add_token_changes_the_file_that_a_link_leads_to_and_leaves_it_to_its_owner(lab):
+    tokens_file(lab, name="mine")
+    os.symlink("mine", lab.path("jobrunner.tokens"))
+    owner = 12345 if os.geteuid() == 0 else os.geteuid()
+    os.chown(lab.path("mine"), owner, -1)
+    assert run(lab, "--add-token", "view:ann")[0] == 0
+    found = os.stat(lab.path("mine"))
+    assert os.path.islink(lab.path("jobrunner.tokens")) and '"ann"' in read(lab.path("mine"))
+    assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (owner, 0o600)
+    assert set(os.listdir(lab.folder)) == {"mine", "jobrunner.tokens"}
+
+
 def test_a_withdrawn_token_is_out_and_a_damaged_file_changes_nothing(server, lab):
     def status(role):
         return ask(server, "GET", "/status", bearer(TOKENS[role]))[0]
@@ -377,6 +390,26 @@ def test_a_withdrawn_token_is_out_and_a_damaged_file_changes_nothing(server, lab
     assert (status("agent"), status("view")) == (200, 401)
     tokens_file(lab)
     until(lambda: status("view") == 200, "the token to be in again")
+
+
+def test_a_request_that_is_held_open_is_told_nothing_once_its_token_is_withdrawn(server, lab):
+    submit, view, agent = (bearer(TOKENS[role]) for role in ("submit", "view", "agent"))
+    job = {"Params": ["true"], "Hold": True}
+    (added,) = ask(server, "POST", "/add", submit, json.dumps([job]).encode())[1]
+    with Wire(server) as poll, Wire(server) as reader, Wire(server) as waiter:
+        wish = json.dumps({"Hostname": "h", "Wait": 60}).encode()
+        polled = send(poll, "POST", "/request", agent, wish)
+        read = send(reader, "GET", "/output?id=1&wait=60", view)
+        waited = send(waiter, "GET", "/job?id=1&wait=60", view)
+        until(lambda: ask(server, "GET", "/nodes", submit)[1]["Nodes"], "the request to be held open")
+        tokens_file(lab, {"submit": TOKENS["submit"]})
+        until(lambda: ask(server, "GET", "/status", agent)[0] == 401, "the tokens to be out")
+        assert ask(server, "POST", "/release", submit, b'{"IDs":["1"]}')[0] == 200
+        assert polled()[1]["Jobs"] == []
+        (record,) = ask(server, "POST", "/request", submit, b'{"Hostname":"x"}')[1]["Jobs"]
+        assert record["ID"] == added["ID"]
+        assert ask(server, "POST", "/delete", submit, b'{"IDs":["1"],"Force":true}')[0] == 200
+        assert {answer()[0] for answer in (read, waited)} <= {401, 403}  # the former if they came late
 
 
 def test_a_token_in_the_servers_url_reaches_neither_jobs_nor_listings(server, lab):

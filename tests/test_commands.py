@@ -332,6 +332,15 @@ def test_qcat_of_a_job_that_is_not_over_says_when_its_output_comes(desk, queued)
     assert (code, out) == (0, "") and "when it is over" in one_line(err)
 
 
+def test_what_a_host_calls_itself_moves_no_cursor_where_commands_say_it(lab):
+    server = lab.server()
+    server.add(["true"])
+    assert server.get("/request", hostname="pc\x1b[2J\x9b\u202e\njobrunner: forged")[0] == 200
+    for command, exit_code in (("qcat", 0), ("qrerun", 1)):
+        code, out, err = lab.command(command, "1", server=server)
+        assert (code, out) == (exit_code, "") and "pc\\x1b[2J" in err and one_line(err).isprintable()
+
+
 @pytest.mark.parametrize("scripts, code", [
     (["exit 0"], 0), (["exit 3"], 3), (["exit 0", "sleep 0.3; exit 4", "exit 0"], 4), (["exit 5", "exit 6"], 5),
 ], ids=str)  # fmt: skip

@@ -451,7 +451,7 @@ def test_an_allow_file_is_read_again_when_it_changes_and_allows_nothing_while_it
     assert allow.prefixes() == [["own"], ["echo", "two words"], ["true"]]
     allow_file.write_text("false\n")
     assert allow.prefixes() == [["own"], ["false"]]
-    for text in ("", "# nothing\n", "java 'x\n", '""x\n"\n'):
+    for text in ("", "# nothing\n", "java 'x\n", '""x\n"\n', "#" + "x" * ((1 << 20) - 6) + "\njava -jar job.jar\n"):
         allow_file.write_text(text)
         with pytest.raises(BadRequest, match="nothing may run until it is right"):
             allow.prefixes()
@@ -767,6 +767,15 @@ def test_a_jobs_output_is_never_one_of_the_clients_own_files(lab, desk, place):
         (-9, True)
     }
     assert read(lab.path("allow")) == "echo\n"
+
+
+@pytest.mark.parametrize("path, plain", [
+    (r"C:\a\client.py", r"C:\a\client.py"), (r"\\?\C:\a\client.py", r"C:\a\client.py"), ("//./c:/a/b. .", "c:/a/b"),
+    (r"\\?\unc\host\share\b::$DATA", r"\\host\share\b"), (r"\\host\share\b ", r"\\host\share\b"), ("C:\\a\\", "C:\\a\\"),
+    (r"C:\a.b\c:x", r"C:\a.b\c"), ("C:\\a\\b:\n", r"C:\a\b"),
+])  # fmt: skip
+def test_a_file_of_windows_is_known_by_any_of_its_names(path, plain):
+    assert client.plain_windows_path(path) == plain
 
 
 def test_the_spool_is_its_owners_alone_also_if_it_was_not(lab, desk):

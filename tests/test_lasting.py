@@ -187,6 +187,29 @@ def test_a_job_that_is_run_again_just_then_stays(queue, monkeypatch):
     assert queue.state(number) == "Q"
 
 
+def test_a_job_that_leaves_just_then_costs_no_other_report_that_comes_with_its_own(queue, monkeypatch):
+    old, new = queue.add("x", "y")
+    first = queue.start()
+    queue.end(old)
+    queue.moment += 31 * DAY
+    second, keep = queue.start(), queue.queue._keep_outputs
+    reports = [{"ID": job.id, "Lease": job.lease, "Hostname": "pc", "CPU": 1, "Mem": 1} for job in (second, first)]
+
+    def and_meanwhile(job, report):
+        keep(job, report)
+        queue.archive.tick()
+
+    monkeypatch.setattr(queue.queue, "_keep_outputs", and_meanwhile)
+    stale = {"ID": first.id, "Stale": True}
+    assert queue.do("report", reports, "finish") == [{"ID": second.id}, stale]
+    assert list(queue.queue.jobs) == [second.id] and queue.state(new) == "F finished"
+    monkeypatch.setattr(queue.queue, "_report_fields", lambda report: (report["ID"], report["Lease"], "pc"))
+    assert queue.do("sample", reports) == [{"ID": second.id}, stale]
+    assert queue.queue.stream(reports[1:]) == [{"ID": first.id, "Follow": False}]
+    queue.restart()
+    assert queue.state(new) == "F finished"
+
+
 def test_where_the_archive_cannot_be_written_the_jobs_stay_and_it_is_tried_again(queue, monkeypatch, caplog):
     (number,) = queue.add("x")
     queue.run(number)
@@ -322,6 +345,20 @@ def test_clients_count_as_down_after_the_silence_that_was(clocks, jump, caplog):
     assert clocks.queue.status()["Uptime"] == 310
 
 
+def test_of_too_many_clients_the_longest_silent_that_have_nothing_here_are_forgotten(clocks, monkeypatch):
+    monkeypatch.setattr(server_module, "MOST_NODES", 20)
+    ask = {"Hostname": "busy", "Slots": 1, "Node": {"Slots": 1, "Session": "x" * 9000}}
+    clocks.add()
+    assert clocks.do("poll", ask, lambda: True)["Jobs"]
+    for number in range(100):
+        clocks.passes(1)
+        clocks.do("poll", {**ask, "Hostname": f"pc{number}", "Node": {"Client": "c"}}, lambda: True)
+        clocks.queue.refusals[f"pc{number}"] = "it would not"
+    hosts = {record["Host"] for record in clocks.queue.node_records()}
+    assert {"busy", *(f"pc{number}" for number in range(90, 100))} < hosts and len(hosts) <= 20
+    assert len(clocks.queue.refusals) <= 20 and len(clocks.queue.nodes["busy", ""].session) < 300
+
+
 def test_a_start_time_that_somebody_asked_for_is_by_the_clock_on_the_wall(clocks):
     (number,) = clocks.add(StartAfter=jobrunner.format_time(clocks.moment + 3600))
     clocks.passes(10)
@@ -412,13 +449,13 @@ def test_a_log_file_goes_round_and_is_its_owners_alone(tmp_path):
 
 def test_what_a_client_calls_itself_begins_no_line_of_the_log_and_moves_no_cursor(lab):
     server = start(lab, "--log-file", "my.log")
-    for number, end in enumerate(("\n", "\r", "\u2028", "\x1b[2J", "\x85")):
+    for number, end in enumerate(("\n", "\r", "\u2028", "\x1b[2J", "\x85", "\u202e")):
         forged = f"pc{number}{end}2026-01-01T00:00:00Z ERROR forged"
         assert server.post("/request", {"Hostname": forged, "Slots": 0})[0] == 200
     server.stop()
     with open(lab.path("my.log"), "rb") as file:
         lines = [line for line in file.read().decode().splitlines() if "forged" in line]
-    assert len(lines) == 5 and all(re.match(r"\S+ INFO node\.new host=pc\d\\[nrux]\S* ?", line) for line in lines)
+    assert len(lines) == 6 and all(re.match(r"\S+ INFO node\.new host=pc\d\\[nrux]\S* ?", line) for line in lines)
     assert all(line.isprintable() for line in lines)
 
 

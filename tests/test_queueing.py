@@ -869,13 +869,14 @@ def test_every_step_of_a_job_is_one_accounting_record(lab):
 
 
 @pytest.mark.parametrize(
-    "name", ["a b", 'quo"te', "semi;colon", "new\nline", "日本 ü", "x" * 10000, "plain", "a=b", "\\"]
-)
+    "name", ["a b", 'quo"te', "semi;colon", "new\nline", "日本 ü", "x" * 10000, "plain", "a=b", "\\", "a\x9b31mb",
+             "\x1b[2J", "a\u202eb", "\x7f", "\ud800"]
+)  # fmt: skip
 def test_a_name_comes_through_accounting_in_one_line_and_can_be_read_back(lab, name):
     lab.add("x", Name=name, Owner="o@h")
     lab.start()
     (line,) = [line for line in lines_of(lab) if line.startswith("S;")]
-    assert "\n" not in line
+    assert line.isprintable()
     text = re.search(r' jobname=("(?:[^"\\]|\\.)*"|\S+) queue=', line).group(1)
     assert (json.loads(text) if text.startswith('"') else text) == name
 
@@ -894,6 +895,24 @@ def test_accounting_goes_to_a_file_a_day_and_what_cannot_be_written_stops_nobody
     assert re.match(r"\d\d/\d\d/\d{4} \d\d:\d\d:\d\d;S;1;user=", lines[0])
     os.rename(folder, folder + ".away")
     assert lab.add("y") == [2]
+
+
+def test_half_a_record_that_the_disk_had_room_for_is_not_joined_to_the_next(tmp_path):
+    resource = pytest.importorskip("resource")
+    path, limits = str(tmp_path / "day"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    server_module._append_lines(path, b"one\n")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (7, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            server_module._append_lines(path, b"two, of which there is room for half\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with open(path, "ab") as file:
+        assert file.tell() == 4
+        file.write(b"torn")  # by a power cut
+    server_module._append_lines(path, b"three\n")
+    with open(path, "rb") as file:
+        assert file.read() == b"one\ntorn\nthree\n"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -435,6 +435,27 @@ def test_jobs_leases_and_counts_are_after_a_restart_what_they_were(lab, end):
     assert [server.job(leased[name]["ID"])["Status"] for name in ("ours", "original")] == ["finished"] * 2
 
 
+ODD = "".join(map(chr, [0, 1, 10, 27, 127, 133, 155, 0x2028, 0x202E, 0xD800, 0xDCFF]))
+
+
+@pytest.mark.parametrize("status", ["failed", "released", "refused"])
+def test_no_text_of_a_clients_keeps_the_server_from_starting_again(lab, status):
+    server = lab.server("--offline-after", "1")
+    server.add(["true"], ["true"])
+    assert server.get("/request", hostname="a\0b")[0] == 400
+    node = {"Client": ODD[1:], "Machine": ODD, "Pause": "", "Session": ODD, "Properties": [ODD], "x": {ODD: ODD}}
+    (job,) = server.post("/request", {"Hostname": "h" + ODD[1:], "Node": node})[1]["Jobs"]
+    end = {"ID": job["ID"], "Lease": job["Lease"], "Status": status, "ExitStatus": -8, "Comment": f"why{ODD}"}
+    assert server.post("/finish", {**end, "StdOutTail": ODD, "StdErrTail": ODD}) == (200, [{"ID": job["ID"]}])
+    assert server.get("/request", hostname="old" + ODD[1:-2])[1]["ID"]
+    before = picture(server)
+    server.kill()
+    server = lab.server()
+    assert bare(picture(server)) == bare(before)
+    server.stop()
+    assert bare(picture(lab.server())) == bare(before)
+
+
 def test_numbers_go_on_after_a_restart_and_none_is_given_twice(lab):
     given = []
     for end in ("kill", "stop", "kill"):

@@ -138,6 +138,20 @@ def test_from_qsub_to_a_clean_stop_all_works_with_this_python_on_the_server_and_
 
 
 @pytest.mark.parametrize("which", ["oldest", "newest"])
+def test_a_client_that_is_started_in_its_own_folder_goes_to_its_workdir_and_runs_jobs(lab, which):
+    server = lab.server()
+    flags = ["--server", server.url, "--spool", lab.path("spool"), "--workdir", lab.folder]
+    env = {**os.environ, "TMPDIR": lab.folder}
+    with open(lab.path("client.log"), "wb") as log:
+        lab.processes.append(
+            subprocess.Popen([python(which), "client.py", *flags], cwd=ROOT, stderr=log, stdout=log, env=env)
+        )
+    (number,) = server.add(["pwd"])
+    assert server.over(number)["Status"] == "finished", lab.log("client.log")
+    assert server.get("/output", id=number)[1]["StdOut"] == os.path.realpath(lab.folder) + "\n"
+
+
+@pytest.mark.parametrize("which", ["oldest", "newest"])
 def test_the_example_runs_on_this_python_and_every_job_finishes(lab, which):
     code, out, err = lab.command("run", os.path.join(ROOT, "jobs.json.example"), python=python(which))
     assert code == 0, err

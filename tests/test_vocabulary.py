@@ -565,6 +565,15 @@ def newest_python():
     return found[max(found)]
 
 
+def test_a_number_that_takes_minutes_to_read_is_refused_by_every_python():
+    assert jobrunner.from_json(b"[1,-2,%s]" % (b"9" * 4300))[:2] == [1, -2]
+    with pytest.raises(BadRequest, match="the body is not JSON"):
+        jobrunner.from_json(b"9" * 4301)
+    assert (jobrunner._short_int("-17"), jobrunner._short_int("9" * 4300)) == (-17, 10**4300 - 1)
+    with pytest.raises(ValueError, match="4300 digits"):  # what one without a limit of its own is given
+        jobrunner._short_int("9" * 4301)
+
+
 def test_json_nested_however_deep_never_ends_a_server_not_even_on_the_newest_python(lab):
     server = lab.server(python=newest_python())
     for depth in (500, 2000, 4000, 9000, 100_000):
@@ -723,6 +732,18 @@ def test_a_servers_address_becomes_its_url(text, url):
 def test_what_is_no_servers_address_is_refused(text):
     with pytest.raises(BadRequest, match="is not a server's address"):
         jobrunner.server_url(text)
+
+
+@pytest.mark.parametrize("place", ["host:99999", "ho st", "host:x", "[::1", ""])
+@pytest.mark.parametrize("token", ["jr_SECRET", "jr_SEC/SECRET", "jr_SEC#SECRET", "jr_SEC[SECRET", "jr_SEC\nSECRET"])
+def test_an_address_that_makes_no_sense_is_refused_without_the_token_in_it(token, place):
+    for scheme in ("http://", ""):
+        with pytest.raises(BadRequest) as refusal:
+            jobrunner.server_url(f"{scheme}any:{token}@{place}")
+        assert "is not a server's address" in str(refusal.value) and "SEC" not in str(refusal.value)
+    assert "SEC" not in jobrunner.jobs_environ({"JOBRUNNER_SERVER": f"any:{token}@{place}"})["JOBRUNNER_SERVER"]
+    path = {"JOBRUNNER_SERVER": "http://host/a@b"}
+    assert jobrunner.jobs_environ(path) == path
 
 
 def test_resources_become_fields_of_the_record_in_its_units():

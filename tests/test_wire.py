@@ -381,6 +381,7 @@ def test_another_client_does_not_get_a_job_because_the_one_that_has_it_was_not_n
         ("/timeout", {}, "timeout", -11),
         ("/timeout", {"ExitStatus": -11}, "timeout", -11),
         ("/dead", {}, "dead", -101),
+        ("/dead", {"Comment": "why " * 1500}, "dead", -101),
     ],
 )
 def test_a_report_ends_the_job_with_its_status(lasting, path, more, status, exit_status):
@@ -389,7 +390,7 @@ def test_a_report_ends_the_job_with_its_status(lasting, path, more, status, exit
     record = lasting.job(job["ID"])
     assert (record["State"], record["Status"], record["ExitStatus"]) == ("F", status, exit_status)
     assert (record["CpuTimeUsed"], record["MaxMem"], record["Host"]) == (1.5, 4096, job["Host"])
-    assert record.get("Comment") == more.get("Comment")
+    assert record.get("Comment") == (more.get("Comment") and more["Comment"][:4096])
     assert moment(record["StartTime"]) <= moment(record["EndTime"])
 
 
@@ -781,8 +782,10 @@ BAD_POLLS = [
     *({"Slots": value} for value in (-1, "2", 1.5, True, [], None, 10**400)),
     *({"Wait": value} for value in (-1, "30", True, [], None)),
     *({"Running": value} for value in ("x", {"ID": "x"}, [1], ["x"], [{}], [{"ID": 5}], [None])),
-    *({"Node": value} for value in ("x", [1], 5)),
-    *({"Hostname": value} for value in (5, ["h"], {"a": 1}, True)),
+    *({"Node": value} for value in ("x", [1], 5, {"Client": "a\0b"})),
+    *({"Hostname": value} for value in (5, ["h"], {"a": 1}, True, "a\0b", "x" * 256)),
+    {"Node": {"Machine": "x" * 16384}},
+    *({key: [1] * 100001} for key in ("Running", "Open", "Reports")),
     *({"Reports": value} for value in ("x", [1], [{}], [{"ID": UNKNOWN_ID}])),
 ]
 
@@ -799,7 +802,7 @@ BAD_REPORTS = [
     *({"ExitStatus": value} for value in ("0", 1.5, True, [])),
     *({"Status": value} for value in ("great", 5, "")),
     *({"Lease": value} for value in (5, [])),
-    *({"Hostname": value} for value in (5, [])),
+    *({"Hostname": value} for value in (5, [], "a\0b")),
     *({"EndTime": value} for value in ("yesterday", 5, "2026-13-01T00:00:00Z", "9999-12-31T23:59:59-23:59")),
     *({"CpuTimeUsed": value} for value in ("1", [], True)),
     *({"MaxMem": value} for value in ("1", 1.5)),
@@ -817,6 +820,11 @@ def test_a_report_that_makes_no_sense_is_400_and_not_one_of_its_list_counts(shar
         assert_refused(post(shared, path, body), 400)
         assert_refused(post(shared, path, [good, body]), 400)
     assert picture(shared) == before
+
+
+@pytest.mark.parametrize("path", ["/finish", "/timeout", "/dead", "/usage", "/stream"])
+def test_too_many_reports_at_once_are_400_before_one_is_looked_at(shared, path):
+    assert "100000 runs at most" in assert_refused(post(shared, path, [1] * 100001), 400)
 
 
 @pytest.mark.parametrize(
