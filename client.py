@@ -54,33 +54,44 @@ import threading
 import time
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
-import jobrunner
-from jobrunner import (
-    EXIT_CPUTIME,
-    EXIT_DEAD,
-    EXIT_GONE,
-    EXIT_LOST,
-    EXIT_MEMORY,
-    EXIT_NO_OUTPUT,
-    EXIT_NOT_STARTED,
-    EXIT_REFUSED,
-    EXIT_SIGNALLED,
-    EXIT_WALLTIME,
-    TOKEN_FILE,
-    VERSION,
-    WINDOWS,
-    BadRequest,
-    FileLock,
-    Job,
-    JobrunnerError,
-    ServerApi,
-    ServerAway,
-    ServerRefused,
-    as_text,
-    format_time,
-    now,
-    os_words,
-)
+try:
+    import jobrunner
+    from jobrunner import (
+        EXIT_CPUTIME,
+        EXIT_DEAD,
+        EXIT_GONE,
+        EXIT_LOST,
+        EXIT_MEMORY,
+        EXIT_NO_OUTPUT,
+        EXIT_NOT_STARTED,
+        EXIT_REFUSED,
+        EXIT_SIGNALLED,
+        EXIT_WALLTIME,
+        TOKEN_FILE,
+        VERSION,
+        WINDOWS,
+        BadRequest,
+        FileLock,
+        Job,
+        JobrunnerError,
+        ServerApi,
+        ServerAway,
+        ServerRefused,
+        as_text,
+        format_time,
+        now,
+        os_words,
+    )
+except ImportError as error:
+    if error.name != "jobrunner":
+        raise
+    _folder = os.path.dirname(os.path.abspath(__file__))
+    if not os.path.exists(os.path.join(_folder, "jobrunner.py")):
+        sys.exit(f"client.py needs jobrunner.py beside it: copy it to {_folder}")
+    if isinstance(error, ModuleNotFoundError):  # Windows' embeddable Python, which looks beside itself only
+        sys.exit(f"this Python does not look for jobrunner.py in {_folder}: delete the file in "
+                 f"{os.path.dirname(sys.executable)} whose name ends in ._pth")  # fmt: skip
+    sys.exit(f"client.py and jobrunner.py in {_folder} are of different versions: copy both there")
 
 POLL_WAIT = 30  # s a request is held open by the server when there is nothing to say
 HEARTBEAT_DELAY = 0.5  # s before a client without a free slot polls again: short jobs end sooner

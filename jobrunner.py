@@ -37,6 +37,11 @@ from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
+if sys.version_info < (3, 8):  # server.py and client.py come by here before they need more than that has
+    sys.exit(
+        f"jobrunner needs Python 3.8 or newer, and {sys.executable} is {sys.version.split()[0]}: start it with another"
+    )
+
 VERSION = "0.1.0"
 WINDOWS = os.name == "nt"
 DEFAULT_PORT = 8088

@@ -55,7 +55,6 @@ import threading
 import time
 import zlib
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import (
     Any,
     Callable,
@@ -73,37 +72,50 @@ from typing import (
 )
 from urllib.parse import unquote_to_bytes
 
-import jobrunner
-from jobrunner import (
-    BUCKETS,
-    DEFAULT_PORT,
-    EXIT_ABORTED,
-    EXIT_DEAD,
-    EXIT_DEPENDENCY,
-    EXIT_LOST,
-    EXIT_NOT_STARTED,
-    EXIT_NO_OUTPUT,
-    EXIT_WALLTIME,
-    MAX_SUBJOBS,
-    STATUSES,
-    UNKNOWN_HOST,
-    VERSION,
-    WINDOWS,
-    BadRequest,
-    BadState,
-    FileLock,
-    Job,
-    JobrunnerError,
-    State,
-    UnknownJob,
-    as_text,
-    format_time,
-    from_json,
-    next_state,
-    now,
-    os_words,
-    to_json,
-)
+try:
+    import jobrunner
+    from jobrunner import (
+        BUCKETS,
+        DEFAULT_PORT,
+        EXIT_ABORTED,
+        EXIT_DEAD,
+        EXIT_DEPENDENCY,
+        EXIT_LOST,
+        EXIT_NOT_STARTED,
+        EXIT_NO_OUTPUT,
+        EXIT_WALLTIME,
+        MAX_SUBJOBS,
+        STATUSES,
+        UNKNOWN_HOST,
+        VERSION,
+        WINDOWS,
+        BadRequest,
+        BadState,
+        FileLock,
+        Job,
+        JobrunnerError,
+        State,
+        UnknownJob,
+        as_text,
+        format_time,
+        from_json,
+        next_state,
+        now,
+        os_words,
+        to_json,
+    )
+except ImportError as error:
+    if error.name != "jobrunner":
+        raise
+    _folder = os.path.dirname(os.path.abspath(__file__))
+    if not os.path.exists(os.path.join(_folder, "jobrunner.py")):
+        sys.exit(f"server.py needs jobrunner.py beside it: copy it to {_folder}")
+    if isinstance(error, ModuleNotFoundError):  # Windows' embeddable Python, which looks beside itself only
+        sys.exit(f"this Python does not look for jobrunner.py in {_folder}: delete the file in "
+                 f"{os.path.dirname(sys.executable)} whose name ends in ._pth")  # fmt: skip
+    sys.exit(f"server.py and jobrunner.py in {_folder} are of different versions: copy both there")
+
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 log = logging.getLogger("server")
 

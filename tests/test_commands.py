@@ -6,6 +6,7 @@ Most tests share `desk`, a server with one client; a job that must not run needs
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -504,6 +505,20 @@ def test_a_server_that_cannot_be_reached_is_one_plain_line(lab, words):
 def test_what_is_no_jobrunner_server_is_one_plain_line(desk):
     line = desk.fails("qstat", "--server", desk.server.url + "/elsewhere")
     assert "/elsewhere" in line
+
+
+@pytest.mark.parametrize("program", ["server.py", "client.py"])
+@pytest.mark.parametrize("beside, flags, words", [
+    (None, [], "needs jobrunner.py beside it: copy it to"), ("", ["-I"], "does not look for jobrunner.py in"),
+    ("from typing import *", [], "are of different versions: copy both"),
+])  # fmt: skip
+def test_a_program_that_does_not_find_its_jobrunner_says_so_in_a_line(lab, program, beside, flags, words):
+    shutil.copy(os.path.join(ROOT, program), lab.folder)
+    if beside is not None:
+        lab.write("jobrunner.py", beside)
+    done = subprocess.run([sys.executable, *flags, lab.path(program)], stderr=subprocess.PIPE, timeout=PATIENCE)
+    (line,) = done.stderr.decode().splitlines()
+    assert done.returncode == 1 and words in line
 
 
 @pytest.mark.parametrize("command", ["qstat", "qdel", "qcat", "qwait"])
