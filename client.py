@@ -1271,6 +1271,17 @@ def environment(job: Job, workdir: str, node_file: str, temp: str) -> Dict[str, 
     return {**places, **own, **{name: text or None for name, text in pbs.items()}}
 
 
+_PBS_VARIABLE = re.compile(r"\$(\{)?(PBS_[A-Z_]+)(?(1)\})")
+
+
+def with_variables(path: str, job: Job, workdir: str) -> str:
+    """A path for output with the job's PBS variables in it, as Torque takes it: `$PBS_JOBNAME.${PBS_JOBID}.log`."""
+    if "$" not in path:
+        return path
+    known = environment(job, workdir, "", "")
+    return _PBS_VARIABLE.sub(lambda found: (known[found[2]] or "") if found[2] in known else found[0], path)
+
+
 def sayable(text: str) -> str:
     """A text that a process can be given: question marks for what this system cannot say, half a surrogate pair say."""
     try:
@@ -2084,7 +2095,7 @@ class Agent:
         """The files a job prints to, also where it names a folder alone, or wants both outputs in one; raises NoOutput."""
         base, paths = os.path.abspath(job.workdir), {}
         for key, given, letter in (("StdOut", job.stdout, "o"), ("StdErr", job.stderr, "e")):
-            path = os.path.join(base, given)
+            path = self._output_path(os.path.join(base, with_variables(given, job, base)), job)
             if given == "/dev/null":
                 paths[key] = os.devnull
             elif given and self._is_own_file(path):
@@ -2097,6 +2108,12 @@ class Agent:
         if job.join:
             paths = dict.fromkeys(paths, paths["StdOut" if job.join == "oe" else "StdErr"])
         return paths
+
+    def _output_path(self, path: str, job: Job) -> str:
+        """The path, but the folder where there is one: of an array's, the server has put the index behind it."""
+        folder, dot, index = path.rpartition(".")
+        meant = dot and index == str(job.index) and os.path.isdir(folder) and not os.path.exists(path)
+        return folder if meant else path
 
     def _unmake(self, run: Run) -> None:
         """Removes what a run has here beside its output."""

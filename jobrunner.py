@@ -1766,7 +1766,7 @@ def _dates(today: datetime, year: int, month: int, day: int) -> Iterator[Tuple[i
 def _parse_path(text: str) -> str:
     if re.match(r"[\w.-]{2,}:", text):
         raise BadRequest(f"{text!r} names a host, and outputs stay where the job runs: give the path there")
-    return text
+    return text.replace("^array_index^", "{index}")  # as PBS Pro writes it
 
 
 def _parse_priority(text: str) -> int:

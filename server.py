@@ -62,6 +62,7 @@ from typing import (
     Dict,
     FrozenSet,
     Generator,
+    Iterable,
     Iterator,
     List,
     NamedTuple,
@@ -1068,12 +1069,14 @@ class ArraySpec(NamedTuple):
 
     def subjobs(self, items: List[Any]) -> Iterator[Job]:
         """Its jobs, made from the template: the tokens {index}, {name} (the job's) and {item}, or the names in the items, are
-        replaced in Params, Env, StdOut and StdErr, once.  They differ from each other in as little memory as they can."""
+        replaced in Params, Env, StdOut and StdErr, once, and each job prints to files of its own.  They differ from each
+        other in as little memory as they can."""
         job, own_names = self.template, [item if isinstance(item, dict) else ("item",) for item in items]
         names = {"index", "name"}.union(*own_names)
         fill, unset = _filler(names), {**{name: "{%s}" % name for name in names}, "name": job.title}
         params, env = [fill(word) for word in job.params], {name: fill(text) for name, text in job.env.items()}
-        paths = [(name, fill(getattr(job, name))) for name in ("stdout", "stderr") if getattr(job, name)]
+        given = [(name, getattr(job, name)) for name in ("stdout", "stderr")]
+        paths = [(name, fill(_own_file(path, names - {"index", "name"}))) for name, path in given if path]
         own_env = any(formatted for _, formatted in env.values())
         first, last = self.id[:24], int(self.id[24:], 16) + 1
         runtime, number, state, submit_time, shared = job.runtime, self.number, job.state, job.submit_time, job.__dict__
@@ -1137,6 +1140,17 @@ def _filler(names: Any) -> Callable[[str], Tuple[str, bool]]:
         return (token.sub(r"%(\1)s", text.replace("%", "%%")), True) if token.search(text) else (text, False)
 
     return fill
+
+
+# Places for outputs that hold those of many jobs as they are: a folder, a device, a name with a variable in it.
+_MANY_FIT = re.compile(r".*[/\\]\Z|/dev/|.*\$\{?PBS_(JOBID|ARRAY)", re.DOTALL)
+
+
+def _own_file(path: str, names: Iterable[str]) -> str:
+    """An array's path for output, different for each of its jobs, or else they would write over each other's: it gets
+    .INDEX at its end unless it holds {index} or every name in the items."""
+    held = ["{%s}" % name in path for name in names] or [False]
+    return path if not path or "{index}" in path or all(held) or _MANY_FIT.match(path) else path + ".{index}"
 
 
 class Array:
@@ -2490,6 +2504,9 @@ class Queue:
 
         def altered(job: Job) -> Job:
             changes = {name: getattr(patch, name) for name in names}
+            for name in {"stdout", "stderr"} & names if job.index is not None else ():
+                text, formatted = _filler(("index", "name"))(_own_file(changes[name], ()))
+                changes[name] = text % {"index": job.index, "name": job.title} if formatted else text
             if patch.extra:  # what is only kept
                 changes["extra"] = {**job.extra, **patch.extra}
             if job.state is State.RUNNING and not set(wish) <= set(ALTERABLE_RUNNING):

@@ -253,6 +253,22 @@ def test_joined_outputs_are_both_in_the_one_file_and_told_once(shop, tmp_path, j
     assert (qcat(shop.server, number), qcat(shop.server, number, "-e")) == (b"out\nerr\nout\n", b"")
 
 
+def test_pbs_variables_in_the_path_of_an_output_are_the_jobs_own(shop, tmp_path):
+    record = {"WorkDir": str(tmp_path), "Name": "sweep", "StdErr": "${PBS_JOBNAME}$PBS_NONE$HOME"}
+    job = shop.run(shell("echo out; echo err >&2"), StdOut="o.$PBS_JOBID.txt", **record)
+    assert sorted(os.listdir(tmp_path)) == sorted([f"o.{job['Number']}.txt", "sweep$PBS_NONE$HOME"])
+    assert qcat(shop.server, job["Number"]) == b"out\n"
+
+
+def test_a_folder_for_the_outputs_of_an_array_needs_no_slash(shop, tmp_path):
+    (tmp_path / "logs").mkdir()
+    record = {"Params": shell("echo $PBS_ARRAYID"), "Array": "3-4", "StdOut": str(tmp_path / "logs")}
+    (number,) = shop.server.add(record)
+    for index in (3, 4):
+        shop.server.over(f"{number}[{index}]")
+        assert read(tmp_path / "logs" / f"sh.o{number}.{index}") == f"{index}\n"
+
+
 def test_an_output_that_is_a_folder_gets_a_file_with_the_jobs_name_and_number(shop, tmp_path):
     (tmp_path / "there").mkdir()
     record = {"WorkDir": str(tmp_path), "Name": "my/job"}

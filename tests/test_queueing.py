@@ -320,7 +320,7 @@ def test_tokens_are_replaced_once_in_arrays_and_every_other_brace_is_data(lab, r
         lab.restart(restarted)
     sub = lab.job(f"{array}[7]")
     assert sub.params == ["run", "7", "77", '{"a":1}', "{item}", "{7}", "%(index)s %d", "{index} n", "{Name}"]
-    assert (sub.env, sub.stdout, sub.stderr) == ({"I": "n7", "{index}": "kept"}, "out.7", "{other}.txt")
+    assert (sub.env, sub.stdout, sub.stderr) == ({"I": "n7", "{index}": "kept"}, "out.7", "{other}.txt.7")
     assert (sub.workdir, sub.name) == ("{index}", "{index} n")
     one = lab.job(alone)
     assert (one.params, one.env, one.stdout) == (record["Params"], record["Env"], record["StdOut"])
