@@ -1905,10 +1905,14 @@ class Agent:
         return entries
 
     def _wire(self) -> Any:
-        """How to talk to the server, found out anew after each time it was away; raises ServerAway."""
+        """How to talk to the server, found out anew after each time it was away, and of the original's each time: one of
+        ours may have taken its place unseen, and must be told exit statuses and outputs.  Raises ServerAway."""
         with self.connecting:
-            if self.wire is None:
+            known = self.wire
+            if known is None or known.one_at_a_time:
                 wire = connect(self.api, self.options.hostname, self.node)
+                if known and wire.one_at_a_time:
+                    return known
                 with self.lock:
                     self.wire, self.carries_reports = wire, not wire.one_at_a_time and not self.one_by_one
                     self.report_news.notify()  # what waited for a request may now be the reporter's

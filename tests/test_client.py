@@ -848,6 +848,25 @@ def test_the_originals_server_is_worked_for_with_exactly_its_own_calls(lab, orig
     assert len(server.of("/finish")) + len(server.of("/timeout")) == 4  # each once
 
 
+def test_a_server_of_ours_in_the_originals_place_is_told_exit_statuses_and_outputs(lab, original):
+    """The client notices nothing of the change: all its slots are taken."""
+    script = "echo out; until [ -e gate ]; do sleep 0.05; done; exit 3"
+    old = original({"Params": shell(script), "Runtime": 600})
+    lab.client(old.url, "--hostname", "here", max_jobs=1)
+    until(lambda: noted(lab, "Pid"), "the job to run")
+    ((job_id, job),) = old.leased.items()
+    times = {"StartTime": "2026-11-23T17:27:00.923836298Z", "Expiry": "2096-11-23T17:38:00.923836354Z"}
+    leased = {job_id: {**job, "Host": "here", **times}}
+    lab.write("jobs.json", json.dumps({"Available": {}, "Leased": leased, "Finished": {}}))
+    new = lab.server()
+    old.reply = lambda command, path, data: new.fetch(path, data or None)[::2]
+    lab.write("gate", "")
+    over = new.over(job_id)
+    assert (over["Status"], over["ExitStatus"], qcat(new, job_id)) == ("failed", 3, b"out\n")
+    (number,) = new.add({"Params": shell("exit $A"), "Env": {"A": "5"}})
+    assert new.over(number)["ExitStatus"] == 5
+
+
 def test_a_job_never_run_or_given_back_is_not_told_to_the_originals_server_as_finished(lab, original):
     server = original(
         {"Params": ["echo", "refused"], "Runtime": 60},
