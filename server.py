@@ -2960,13 +2960,17 @@ class Queue:
         if arrays:
             return self.arrays[self.array_ids[arrays[0]]]
         if not ids:
-            number = _JOB_NAME.match(name)
-            gone = (
-                number and 0 < int(number.group(1)) < self.next_number and self.arrays.get(int(number.group(1))) is None
-            )
-            words = "it is over and has left the database (--keep-finished)" if gone else "qstat -x lists all there are"
-            raise UnknownJob(f"there is no job {name}: {words}")
+            raise UnknownJob(f"there is no job {name}: {self._why_unknown(name)}")
         return self.jobs[ids[0]]
+
+    def _why_unknown(self, name: str) -> str:
+        words = _JOB_NAME.match(name)
+        number = int(words.group(1)) if words else 0
+        if number in self.numbers:
+            return f"{number} is no array"
+        if 0 < number < self.next_number and number not in self.arrays:
+            return "it is over and has left the database (--keep-finished)"
+        return "qstat -x lists all there are"
 
     def _all_of_name(self, name: str) -> List[Job]:
         """The job of a name, or all those of an array or a range of one; raises UnknownJob."""

@@ -452,6 +452,13 @@ def test_a_job_that_is_not_there_is_unknown(lab, name):
         lab.verb("hold", name)
 
 
+def test_a_job_that_is_no_array_is_said_to_be_none_and_not_to_have_left(lab):
+    lab.add({})
+    for name in ("1[]", "1[3]"):
+        with pytest.raises(UnknownJob, match="1 is no array"):
+            lab.verb("hold", name)
+
+
 def test_a_group_stands_for_those_that_can_be_and_is_refused_when_none_can(lab):
     (number,) = lab.add({"Array": "1-3"})
     lab.start()
