@@ -1143,7 +1143,7 @@ def _filler(names: Any) -> Callable[[str], Tuple[str, bool]]:
 
 
 # Places for outputs that hold those of many jobs as they are: a folder, a device, a name with a variable in it.
-_MANY_FIT = re.compile(r".*[/\\]\Z|/dev/|.*\$\{?PBS_(JOBID|ARRAY)", re.DOTALL)
+_MANY_FIT = re.compile(r".*[/\\]\Z|/dev/|(?i:nul)\Z|.*\$\{?PBS_(JOBID|ARRAY)", re.DOTALL)
 
 
 def _own_file(path: str, names: Iterable[str]) -> str:

@@ -242,8 +242,8 @@ def test_each_combination_of_a_sweep_is_a_subjob_the_first_name_slowest(desk, qu
 
 @pytest.mark.parametrize("given, path", [
     ("out", "out.3"), ("{name}.txt", "sweep.txt.3"), ("^array_index^.txt", "3.txt"), ("logs/", "logs/"),
-    ("/dev/null", "/dev/null"), ("$PBS_JOBID.txt", "$PBS_JOBID.txt"), ("${PBS_ARRAYID}%.txt", "${PBS_ARRAYID}%.txt"),
-    ("$PBS_JOBNAME%", "$PBS_JOBNAME%.3"),
+    ("/dev/null", "/dev/null"), ("NUL", "NUL"), ("$PBS_JOBID.txt", "$PBS_JOBID.txt"),
+    ("${PBS_ARRAYID}%.txt", "${PBS_ARRAYID}%.txt"), ("$PBS_JOBNAME%", "$PBS_JOBNAME%.3"),
 ])  # fmt: skip
 def test_each_subjob_prints_to_a_file_of_its_own_also_after_qalter(desk, queued, given, path):
     name = queued("-J", "3-4", "-N", "sweep", "-o", given, "-h")
