@@ -2100,7 +2100,7 @@ class Agent:
         base, paths = os.path.abspath(job.workdir), {}
         for key, given, letter in (("StdOut", job.stdout, "o"), ("StdErr", job.stderr, "e")):
             path = self._output_path(os.path.join(base, with_variables(given, job, base)), job)
-            if given == "/dev/null":
+            if given == "/dev/null" or (WINDOWS and given.lower() == "nul"):
                 paths[key] = os.devnull
             elif given and self._is_own_file(path):
                 words = "it is one of the client's own files: choose another place for output"
