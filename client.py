@@ -967,8 +967,9 @@ class Spool:
             os.makedirs(self.path, mode=0o700, exist_ok=True)
             for folder in folders:
                 os.makedirs(folder, mode=0o700, exist_ok=True)
-            with contextlib.suppress(OSError):  # somebody else's, say, who lets us write to it
-                os.chmod(self.path, 0o700)
+            for folder in [self.path] * self._has_only_ours() + folders:
+                with contextlib.suppress(OSError):  # somebody else's, say, who lets us write to it
+                    os.chmod(folder, 0o700)
             self.lock = FileLock(os.path.join(self.path, "lock"))
             self.client = self._client_id()
         except FileLock.Busy as error:
@@ -980,6 +981,11 @@ class Spool:
             raise JobrunnerError(
                 f"cannot use the spool {self.path}: {os_words(error)}: choose another --spool"
             ) from None
+
+    def _has_only_ours(self) -> bool:
+        """False of a folder with other things in it, /tmp or a home say, which others may have to get at."""
+        ours = {os.path.basename(folder) for folder in self.folders} | {"lock", "client"}
+        return ours.issuperset(os.listdir(self.path))
 
     def _client_id(self) -> str:
         """The id in the file `client`: a new one on the first run, and in a folder copied from another machine."""

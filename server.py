@@ -385,6 +385,9 @@ class Store:
         self.journal = -1  # file descriptor
         self.journal_bytes = 0
         self.snapshot_bytes = 0
+        if os.path.isdir(self.path):
+            here = os.path.join(path, "jobs.json")
+            raise JobrunnerError(f"{path} is a folder, and the database is a file: start with --db {here}")
         self.lock = self._lock()
         for found in (self.path, self.output_path):  # of an earlier version, or made by a person
             _make_private(found)
@@ -694,10 +697,12 @@ def _private(path: str, flags: int) -> int:
 
 
 def _make_private(path: str) -> None:
-    """Takes from all others what they may do with a file or folder of ours, if it is there."""
+    """Takes from all others what they may do with a file or folder of ours, if it is there; a device is nobody's."""
     if not WINDOWS:
         with contextlib.suppress(OSError):  # not there, another's, or on a file system that knows no owners
-            os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) & 0o700)
+            mode = os.stat(path).st_mode
+            if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+                os.chmod(path, stat.S_IMODE(mode) & 0o700)
 
 
 def _private_folder(path: str) -> None:
