@@ -54,33 +54,44 @@ import threading
 import time
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
-import jobrunner
-from jobrunner import (
-    EXIT_CPUTIME,
-    EXIT_DEAD,
-    EXIT_GONE,
-    EXIT_LOST,
-    EXIT_MEMORY,
-    EXIT_NO_OUTPUT,
-    EXIT_NOT_STARTED,
-    EXIT_REFUSED,
-    EXIT_SIGNALLED,
-    EXIT_WALLTIME,
-    TOKEN_FILE,
-    VERSION,
-    WINDOWS,
-    BadRequest,
-    FileLock,
-    Job,
-    JobrunnerError,
-    ServerApi,
-    ServerAway,
-    ServerRefused,
-    as_text,
-    format_time,
-    now,
-    os_words,
-)
+try:
+    import jobrunner
+    from jobrunner import (
+        EXIT_CPUTIME,
+        EXIT_DEAD,
+        EXIT_GONE,
+        EXIT_LOST,
+        EXIT_MEMORY,
+        EXIT_NO_OUTPUT,
+        EXIT_NOT_STARTED,
+        EXIT_REFUSED,
+        EXIT_SIGNALLED,
+        EXIT_WALLTIME,
+        TOKEN_FILE,
+        VERSION,
+        WINDOWS,
+        BadRequest,
+        FileLock,
+        Job,
+        JobrunnerError,
+        ServerApi,
+        ServerAway,
+        ServerRefused,
+        as_text,
+        format_time,
+        now,
+        os_words,
+    )
+except ImportError as error:
+    if error.name != "jobrunner":
+        raise
+    _folder = os.path.dirname(os.path.abspath(__file__))
+    if not os.path.exists(os.path.join(_folder, "jobrunner.py")):
+        sys.exit(f"client.py needs jobrunner.py beside it: copy it to {_folder}")
+    if isinstance(error, ModuleNotFoundError):  # Windows' embeddable Python, which looks beside itself only
+        sys.exit(f"this Python does not look for jobrunner.py in {_folder}: delete the file in "
+                 f"{os.path.dirname(sys.executable)} whose name ends in ._pth")  # fmt: skip
+    sys.exit(f"client.py and jobrunner.py in {_folder} are of different versions: copy both there")
 
 HERE = os.path.dirname(os.path.abspath(__file__))  # found now: before 3.9 it is relative, and --workdir leads elsewhere
 POLL_WAIT = 30  # s a request is held open by the server when there is nothing to say
@@ -1018,8 +1029,9 @@ class Spool:
             os.makedirs(self.path, mode=0o700, exist_ok=True)
             for folder in folders:
                 os.makedirs(folder, mode=0o700, exist_ok=True)
-            with contextlib.suppress(OSError):  # somebody else's, say, who lets us write to it
-                os.chmod(self.path, 0o700)
+            for folder in [self.path] * self._has_only_ours() + folders:
+                with contextlib.suppress(OSError):  # somebody else's, say, who lets us write to it
+                    os.chmod(folder, 0o700)
             self.lock = FileLock(os.path.join(self.path, "lock"))
             self.client = self._client_id()
         except FileLock.Busy as error:
@@ -1031,6 +1043,11 @@ class Spool:
             raise JobrunnerError(
                 f"cannot use the spool {self.path}: {os_words(error)}: choose another --spool"
             ) from None
+
+    def _has_only_ours(self) -> bool:
+        """False of a folder with other things in it, /tmp or a home say, which others may have to get at."""
+        ours = {os.path.basename(folder) for folder in self.folders} | {"lock", "client"}
+        return ours.issuperset(os.listdir(self.path))
 
     def _client_id(self) -> str:
         """The id in the file `client`: a new one on the first run, and in a folder copied from another machine."""
@@ -1319,6 +1336,17 @@ def environment(job: Job, workdir: str, node_file: str, temp: str) -> Dict[str, 
     }
     places = dict.fromkeys(("TMPDIR", "TEMP", "TMP") if WINDOWS else ("TMPDIR",), temp) if temp else {}
     return {**places, **own, **{name: text or None for name, text in pbs.items()}}
+
+
+_PBS_VARIABLE = re.compile(r"\$(\{)?(PBS_[A-Z_]+)(?(1)\})")
+
+
+def with_variables(path: str, job: Job, workdir: str) -> str:
+    """A path for output with the job's PBS variables in it, as Torque takes it: `$PBS_JOBNAME.${PBS_JOBID}.log`."""
+    if "$" not in path:
+        return path
+    known = environment(job, workdir, "", "")
+    return _PBS_VARIABLE.sub(lambda found: (known[found[2]] or "") if found[2] in known else found[0], path)
 
 
 def sayable(text: str) -> str:
@@ -1957,10 +1985,14 @@ class Agent:
         return entries
 
     def _wire(self) -> Any:
-        """How to talk to the server, found out anew after each time it was away; raises ServerAway."""
+        """How to talk to the server, found out anew after each time it was away, and of the original's each time: one of
+        ours may have taken its place unseen, and must be told exit statuses and outputs.  Raises ServerAway."""
         with self.connecting:
-            if self.wire is None:
+            known = self.wire
+            if known is None or known.one_at_a_time:
                 wire = connect(self.api, self.options.hostname, self.node)
+                if known and wire.one_at_a_time:
+                    return known
                 with self.lock:
                     self.wire, self.carries_reports = wire, not wire.one_at_a_time and not self.one_by_one
                     self.report_news.notify()  # what waited for a request may now be the reporter's
@@ -2151,8 +2183,8 @@ class Agent:
         """The files a job prints to, also where it names a folder alone, or wants both outputs in one; raises NoOutput."""
         base, paths = os.path.abspath(os.path.join(self.folder, job.workdir)), {}
         for key, given, letter in (("StdOut", job.stdout, "o"), ("StdErr", job.stderr, "e")):
-            path = os.path.join(base, given)
-            if given == "/dev/null":
+            path = self._output_path(os.path.join(base, with_variables(given, job, base)), job)
+            if given == "/dev/null" or (WINDOWS and given.lower() == "nul"):
                 paths[key] = os.devnull
             elif given and self._is_own_file(path):
                 words = "it is one of the client's own files: choose another place for output"
@@ -2164,6 +2196,12 @@ class Agent:
         if job.join:
             paths = dict.fromkeys(paths, paths["StdOut" if job.join == "oe" else "StdErr"])
         return paths
+
+    def _output_path(self, path: str, job: Job) -> str:
+        """The path, but the folder where there is one: of an array's, the server has put the index behind it."""
+        folder, dot, index = path.rpartition(".")
+        meant = dot and index == str(job.index) and os.path.isdir(folder) and not os.path.exists(path)
+        return folder if meant else path
 
     def _unmake(self, run: Run) -> None:
         """Removes what a run has here beside its output."""

@@ -37,6 +37,11 @@ from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
+if sys.version_info < (3, 8):  # server.py and client.py come by here before they need more than that has
+    sys.exit(
+        f"jobrunner needs Python 3.8 or newer, and {sys.executable} is {sys.version.split()[0]}: start it with another"
+    )
+
 VERSION = "0.1.0"
 WINDOWS = os.name == "nt"
 DEFAULT_PORT = 8088
@@ -241,11 +246,11 @@ def format_duration(seconds: float) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Bytes in `512mb` or `4gb` (b kb mb gb tb, of 1024 each; no unit: bytes); raises BadRequest."""
-    words = re.match(r"(\d{1,18})([kmgt]?b)?\Z", text.lower(), re.ASCII)
+    """Bytes in `512mb`, `4gb` or `4g` (b kb mb gb tb, of 1024 each; no unit: bytes); raises BadRequest."""
+    words = re.match(r"(\d{1,18})([kmgt]?)b?\Z", text.lower(), re.ASCII)
     if not words:
         raise BadRequest(f"{text!r} is not a size: write 512mb or 4gb (b, kb, mb, gb, tb)")
-    return int(words.group(1)) * _SIZE_UNITS[words.group(2) or ""]
+    return int(words.group(1)) * _SIZE_UNITS[words.group(2) and words.group(2) + "b"]
 
 
 def now() -> float:
@@ -1594,7 +1599,8 @@ def _parse_resources(words: List[str]) -> Record:
             record = merged(record, {"Requires": [name]})
         else:
             known = ", ".join(f"{known}=" for known in RESOURCES if known not in _CHUNK_ONLY)
-            raise BadRequest(f"there is no {word or 'empty resource'!r}: there are {known} and clients' properties")
+            instead = _OTHER_RESOURCES.get(name, f"there are {known} and clients' properties")
+            raise BadRequest(f"there is no {word or 'empty resource'!r}: {instead}")
     return record
 
 
@@ -1625,6 +1631,16 @@ RESOURCES: Dict[str, Callable[[str], Record]] = {
     "vnode": lambda text: {"Requires": [f"host={text}"]},
     "mpiprocs": lambda text: {},
     "ompthreads": lambda text: {},
+}
+
+
+# What clusters have and is not here: what to write instead.
+_MEM_INSTEAD = "mem= is the limit of all that a job takes"
+_PROPERTY_INSTEAD = "a client's property is asked for by its name alone, as in -l linux or -l java17"
+_OTHER_RESOURCES = {
+    **dict.fromkeys(("vmem", "pmem", "pvmem"), _MEM_INSTEAD),
+    **dict.fromkeys(("arch", "opsys", "feature", "software"), _PROPERTY_INSTEAD),
+    **dict.fromkeys(("gpus", "ngpus"), "start clients that have one with --property gpu, and ask for it with -l gpu"),
 }
 
 
@@ -1671,6 +1687,8 @@ def parse_attributes(text: str) -> Record:
             words[-1] += "," + piece  # `,` also stands between dependencies
     for word in words:
         name, equals, value = word.partition("=")
+        if name in ("stagein", "stageout"):
+            raise BadRequest(f"there is no {word!r}: no files are copied, all must be where the job runs")
         if name not in ATTRIBUTES or not equals:
             raise BadRequest(f"there is no {word!r}: there are {', '.join(f'{known}=' for known in ATTRIBUTES)}")
         record.update(_named(name, ATTRIBUTES[name], value))
@@ -1783,7 +1801,7 @@ def _dates(today: datetime, year: int, month: int, day: int) -> Iterator[Tuple[i
 def _parse_path(text: str) -> str:
     if re.match(r"[\w.-]{2,}:", text):
         raise BadRequest(f"{text!r} names a host, and outputs stay where the job runs: give the path there")
-    return text
+    return text.replace("^array_index^", "{index}")  # as PBS Pro writes it
 
 
 def _parse_priority(text: str) -> int:
@@ -1839,6 +1857,7 @@ OPTIONS = (
     Option("-v", "A=1,B", _key("Env", parse_variables), True, "variables of the job; B: with the value it has here"),
     Option("-V", "", _key("environ", bool), False, "all variables there are here"),
     Option("-d", "FOLDER", _key("WorkDir"), True, "the folder to run in, on the client"),
+    Option("-w", "FOLDER", _key("SubmitDir"), False, "what $PBS_O_WORKDIR is to be (default: the folder it is called in)"),
     Option("-o", "PATH", _key("StdOut", _parse_path), True, "where its output goes, on the client"),
     Option("-e", "PATH", _key("StdErr", _parse_path), True, "where its errors go, on the client"),
     Option("-j", "oe|eo|n", _key("Join", _parse_join), True, "oe: errors go where the output goes; eo: the other way"),
@@ -1903,8 +1922,16 @@ QALTER_OPTIONS = (
     *(Option(f"--{n}", n.upper(), lambda text, key=key: {"select": {key: text}}, True, h) for n, key, h in SELECTIONS),
     *_CONNECTION,
 )
-# What PBS has and cannot be here.
-_IMPOSSIBLE = {"-I": "a job has no terminal", "-X": "a job has no screen"}
+# What PBS has and is not here: what to do instead.
+_INSTEAD = {
+    "-I": "a job has no terminal: submit what it is to run, and follow what that prints with qcat -f",
+    "-X": "a job has no screen",
+    "-F": "a script's arguments stand behind it, as in: qsub script.sh 1 2",
+    "-h": "qhold holds jobs, qrls lets them run",
+    "-q": "qmove puts jobs into another queue",
+    "-J": "subjobs are named as 17[1-9]",
+    "-t": "subjobs are named as 17[1-9]",
+}
 
 
 def read_options(
@@ -1920,7 +1947,7 @@ def read_options(
         flag, attached = (word[:2], word[2:]) if word[1] != "-" else word.partition("=")[::2]
         option = known.get(flag)
         if option is None:
-            raise WrongUsage(f"there is no option {flag}" + (f": {_IMPOSSIBLE[flag]}" if flag in _IMPOSSIBLE else ""))
+            raise WrongUsage(f"there is no option {flag}" + (f": {_INSTEAD[flag]}" if flag in _INSTEAD else ""))
         if not option.value:
             words[:0] = [f"-{attached}"] if attached else []
             value = "y"
@@ -2262,9 +2289,12 @@ SERVER_COLUMNS = (
 
 
 def table(
-    columns: Sequence[Column], things: List[Record], notes: Callable[[Record], List[str]] = lambda _: []
+    columns: Sequence[Column],
+    things: List[Record],
+    notes: Callable[[Record], List[str]] = lambda _: [],
+    beside: bool = False,
 ) -> List[str]:
-    """The lines of a table: two of head, one for each thing, and below it its notes, indented."""
+    """The lines of a table: two of head, one for each thing, and below it, or beside it, its notes."""
     rows = [
         [_column(str(column.value(thing)), 250 if column.grows else column.width) for column in columns]
         for thing in things
@@ -2280,8 +2310,8 @@ def table(
 
     lines = [line([column.title for column in columns]), " ".join("-" * width for width in widths)]
     for thing, row in zip(things, rows):
-        lines.append(line(row))
-        lines += [f"   {_printable(note)}" for note in notes(thing)]
+        noted = [f"   {_printable(note)}" for note in notes(thing)]
+        lines += ["".join([line(row), *noted])] if beside else [line(row), *noted]
     return lines
 
 
@@ -2669,6 +2699,10 @@ def qwait(options: argparse.Namespace, api: ServerApi) -> int:
 def qdel(options: argparse.Namespace, api: ServerApi) -> int:
     """Deletes jobs, each for itself as in PBS: at once if it waits, through its client if it runs."""
     names, select, force = options.jobs, _select(options), options.W == "force"
+    if names == ["all"]:
+        raise WrongUsage(
+            "say whose: `qdel --owner NAME` deletes all of NAME's jobs, `qdel --state Q,H,W,R` everybody's"
+        )
     if select or not names:
         _change(api, "/delete", [], select, Force=force)
     try:
@@ -2816,6 +2850,11 @@ def _out_bytes(text: str) -> None:
     sys.stdout.buffer.flush()
 
 
+# What Torque's `pbsnodes -l STATE` may say, and the states that are meant.
+NODE_STATES = {state: (state,) for state in ("free", "job-busy", "busy", "offline", "down")}
+NODE_STATES.update(up=("free", "job-busy"), active=("job-busy",), all=tuple(NODE_STATES))
+
+
 def pbsnodes(options: argparse.Namespace, api: ServerApi) -> int:
     """Lists the clients; takes some out of use, or returns them."""
     if options.action:
@@ -2824,6 +2863,9 @@ def pbsnodes(options: argparse.Namespace, api: ServerApi) -> int:
         api.call("/node", {"Hosts": options.hosts, "Action": options.action, "Comment": options.C or ""})
         return 0
     nodes = api.call("/nodes")["Nodes"]
+    if options.l and options.hosts and set(options.hosts) <= NODE_STATES.keys():
+        states = {state for word in options.hosts for state in NODE_STATES[word]}
+        nodes, options.hosts, options.l = [node for node in nodes if node["State"] in states], [], "all"
     for host in options.hosts:
         if host not in {node["Host"] for node in nodes}:
             raise JobrunnerError(f"there is no client on {host}: pbsnodes lists those there are")
@@ -2836,7 +2878,7 @@ def pbsnodes(options: argparse.Namespace, api: ServerApi) -> int:
         _out(document(api, "nodes", named))
     elif options.l:
         for node in nodes:
-            if node["State"] not in ("free", "job-busy"):
+            if options.l == "all" or node["State"] not in NODE_STATES["up"]:
                 _out(f"{_column(node['Host'], 250):20} {node['State']:20} {_printable(node['Comment'])}".rstrip())
     else:
         for node in nodes:
@@ -2858,7 +2900,8 @@ def qstat(options: argparse.Namespace, api: ServerApi) -> int:
             _out("\n".join(full(f"Job Id: {job['Label']}", pbs_job(job))))
     elif jobs:
         wide = options.a or options.n or options.s or options.u or options.i or options.r
-        _out("\n".join(table(WIDE_COLUMNS if wide else JOB_COLUMNS, jobs, lambda job: _notes(options, job))))
+        columns = WIDE_COLUMNS if wide else JOB_COLUMNS
+        _out("\n".join(table(columns, jobs, lambda job: _notes(options, job), beside=options.beside)))
     for error in unknown:
         print(_error_line(error), file=sys.stderr)
     return UNKNOWN_JOB if unknown else 0
@@ -2872,14 +2915,22 @@ def _listed(options: argparse.Namespace, api: ServerApi) -> Tuple[Jobs, List[Unk
         try:
             jobs += _jobs_named(api, name, subjobs=options.t)
         except UnknownJob as error:
-            unknown.append(error)
+            if name in {queue["Name"] for queue in api.call("/queues")["Queues"]}:
+                jobs += _all_in(options, api, queue=name)
+            else:
+                unknown.append(error)
     if not options.jobs:
-        states = {} if options.x else {"state": "R" if options.r else "Q,H,W" if options.i else "Q,H,W,R"}
-        owners = {"owner": options.u} if options.u else {}
-        jobs = _all_jobs(api, **states, **owners, **({} if options.t else {"subjobs": 0}))
+        jobs = _all_in(options, api)
     if options.J:
         jobs = [job for job in jobs if (job.get("Index") is not None if options.t else _is_array(job))]
     return jobs, unknown
+
+
+def _all_in(options: argparse.Namespace, api: ServerApi, **where: str) -> Jobs:
+    """The jobs that qstat lists where none is named; `where`: of those in a queue."""
+    states = {} if options.x else {"state": "R" if options.r else "Q,H,W" if options.i else "Q,H,W,R"}
+    owners = {"owner": options.u} if options.u else {}
+    return _all_jobs(api, **states, **owners, **where, **({} if options.t else {"subjobs": 0}))
 
 
 def _notes(options: argparse.Namespace, job: Record) -> List[str]:
@@ -3156,6 +3207,17 @@ def _last_line(api: ServerApi, job: Dict[str, Any]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class _Lacking(argparse.Action):
+    """An option that PBS has and is not here: using it is an error that says what to do instead."""
+
+    def __init__(self, option_strings: List[str], dest: str, words: str):
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        self.words = words
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
+        parser.error(f"there is no option {self.option_strings[0]}: {self.words}")
+
+
 class CommandParser(argparse.ArgumentParser):
     """argparse; but of the commands that take qsub's options it writes the help alone, and `read_options` reads them:
     argparse would take words of the job's for options."""
@@ -3178,6 +3240,16 @@ class CommandParser(argparse.ArgumentParser):
         for letter, words in helps.items():
             self.add_argument(f"-{letter}", action="store_true", help=words)
 
+    def lacks(self, **instead: str) -> None:
+        """Options of PBS's that are not here, and what to do instead."""
+        for letter, words in instead.items():
+            self.add_argument(f"-{letter}", action=_Lacking, words=words)
+
+    def ignores(self, *flags: str, **kind: Any) -> None:
+        """Options of PBS's that would change nothing here."""
+        for flag in flags:
+            self.add_argument(flag, dest="_", help=argparse.SUPPRESS, **(kind or {"action": "store_true"}))
+
     def selecting(self, **short: str) -> None:
         """Options that say which jobs by what they have in common; `short` has one letter more for some."""
         for name, _, words in SELECTIONS:
@@ -3190,7 +3262,10 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Tuple[Any, List[str]]:
         if not self.table:
-            return super().parse_known_args(args, namespace)
+            options, strange = super().parse_known_args(args, namespace)
+            if strange:  # said here, with this command's usage
+                self.error(f"unrecognized arguments: {' '.join(strange)}")
+            return options, strange
         try:
             given, words = read_options(args, self.table)
             names = []
@@ -3264,12 +3339,16 @@ def _listing(command: Callable[..., CommandParser]) -> None:
           J="arrays only (with -t: subjobs only)", a="in wide columns", n="and where they run", s="and why they do not",
           i="those that do not run", r="those that run", Q="queues instead", B="the server instead")  # fmt: skip
     sub.add_argument("-u", metavar="USER", help="jobs of this user (several: with commas)")
-    for flag in ("-1", "-w"):  # one line for each job, wide: so it is anyhow
-        sub.add_argument(flag, dest="_", action="store_true", help=argparse.SUPPRESS)
+    sub.add_argument("-1", dest="beside", action="store_true", help="with -n and -s: in the job's own line")
+    sub.add_argument("-q", dest="Q", action="store_true", help=argparse.SUPPRESS)
+    sub.ignores("-w", "-e", "-E", "-G", "-M")
+    sub.lacks(H="-x lists finished jobs too", T="-s says what each job waits for", p="-t lists subjobs, -f counts them")
     sub.listing()
 
-    sub = command(qselect)
+    sub = command(qselect, help_flags=("--help",))
     sub.selecting(name="N", state="s", queue="q", owner="u")
+    sub.lacks(h="--state H are the jobs that are held", l="`qstat -F json` has what each job asks for",
+              t="`qstat -F json` has the times of each job")  # fmt: skip
     sub.flags(x="finished jobs too", J="arrays instead of their subjobs")
     sub.listing()
 
@@ -3279,18 +3358,19 @@ def _changing(command: Callable[..., CommandParser]) -> None:
     sub = command(qdel)
     sub.named("*")
     sub.selecting()
-    sub.add_argument(
-        "-W", choices=("force",), metavar="force", help="forget at once one that runs: it is not waited for"
-    )
+    sub.add_argument("-W", type=argument(_parse_deletion), metavar="force", help="forget at once one that runs: it is "
+                     "not waited for")  # fmt: skip
     sub.add_argument("-p", dest="W", action="store_const", const="force", help="the same, as Torque spells it")
+    sub.lacks(t=_INSTEAD["-t"], x="jobs that are over stay as long as the server's --keep-finished says")
 
     for function in (qhold, qrls):
         sub = command(function, help_flags=("--help",))
         sub.named("*")
         sub.selecting()
         sub.add_argument(
-            "-h", metavar="u", choices=("u", "o", "s", "n"), help="as in PBS; there is one kind of hold here"
+            "-h", metavar="u", type=argument(_parse_holds), help="as in PBS; there is one kind of hold here"
         )
+        sub.lacks(t=_INSTEAD["-t"])
 
     sub = command(qrerun)
     sub.named("*")
@@ -3307,10 +3387,26 @@ def _changing(command: Callable[..., CommandParser]) -> None:
     sub.epilog = "-v and -l properties replace what the job had."
 
 
+def _parse_deletion(text: str) -> str:
+    """What qdel's -W says: `force`, or PBS's suppress_email=N, which means nothing here; raises BadRequest."""
+    if re.match(r"\d+\Z", text):
+        raise BadRequest("the time from asking a job to end until it is killed is its client's: client.py --kill-delay")
+    if text != "force" and not text.startswith("suppress_email="):
+        raise BadRequest(f"there is no {text!r}: there is force")
+    return text
+
+
+def _parse_holds(text: str) -> str:
+    if not re.match(r"[uosnp]+\Z", text):
+        raise BadRequest(f"{text!r} is no hold: write u")
+    return text
+
+
 def _looking(command: Callable[..., CommandParser]) -> None:
     """Those that look at single jobs."""
     sub = command(tracejob)
     sub.named("+")
+    sub.ignores("-n", type=int)  # days to look back: it knows all of them
     sub.listing()
 
     sub = command(qcat)
@@ -3340,8 +3436,12 @@ def _managing(command: Callable[..., CommandParser]) -> None:
     sub.add_argument("-C", metavar="COMMENT", help="why, for whoever looks")
     sub.add_argument("-l", action="store_true", help="only those that are offline or down, a line each")
     sub.add_argument("-a", action="store_true", help="all, which is the default")
+    sub.ignores("-v")
+    sub.lacks(S="-l lists those that are out of use, a line each, `-l all` every one", N="-C says why, with -o",
+              j="-l lists those that are out of use, `qstat -n` says where jobs run",
+              x="-F json is for programs")  # fmt: skip
     sub.listing()
-    command(qterm)
+    command(qterm).ignores("-t", metavar="how")
 
 
 def command_line(argv: List[str]) -> List[str]:
@@ -3356,13 +3456,34 @@ COMMANDS = frozenset(
 )
 
 
+# PBS's commands that are not here: what to do instead.
+_QUEUE_INSTEAD = 'qmgr -c "set queue long %s"'
+_OTHER_COMMANDS = {
+    "qsig": "jobs are sent no signals: qdel ends them, qhold keeps those that wait from running",
+    "qmsg": "a running job cannot be told anything",
+    "qorder": "qalter -p says which jobs go first",
+    "qrun": "jobs start as soon as they can, and `qstat -s` says what they wait for; qalter -p says which go first",
+    "qenable": _QUEUE_INSTEAD % "enabled = true",
+    "qdisable": _QUEUE_INSTEAD % "enabled = false",
+    "qstart": _QUEUE_INSTEAD % "started = true",
+    "qstop": _QUEUE_INSTEAD % "started = false",
+    "showq": "qstat -a",
+    "checkjob": "qstat -f, and qstat -s for why it does not run",
+    "pbs_rsub": "there are no reservations",
+    "pbsdsh": "a job runs on one machine",
+}
+
+
 def _error_line(error: JobrunnerError) -> str:
     """What the server says may hold a host's name, which is as that host says."""
     return one_line(f"jobrunner: {'Unknown Job Id: ' if isinstance(error, UnknownJob) else ''}{error}")
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    options = arguments().parse_args(command_line(sys.argv) if argv is None else argv)
+    words = command_line(sys.argv) if argv is None else argv
+    if words and words[0] in _OTHER_COMMANDS:
+        arguments().error(f"there is no {words[0]} here: {_OTHER_COMMANDS[words[0]]}")
+    options = arguments().parse_args(words)
     try:
         if options.function is run:
             return run(options, None)

@@ -55,7 +55,6 @@ import threading
 import time
 import zlib
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import (
     Any,
     Callable,
@@ -63,6 +62,7 @@ from typing import (
     Dict,
     FrozenSet,
     Generator,
+    Iterable,
     Iterator,
     List,
     NamedTuple,
@@ -73,37 +73,50 @@ from typing import (
 )
 from urllib.parse import unquote_to_bytes
 
-import jobrunner
-from jobrunner import (
-    BUCKETS,
-    DEFAULT_PORT,
-    EXIT_ABORTED,
-    EXIT_DEAD,
-    EXIT_DEPENDENCY,
-    EXIT_LOST,
-    EXIT_NOT_STARTED,
-    EXIT_NO_OUTPUT,
-    EXIT_WALLTIME,
-    MAX_SUBJOBS,
-    STATUSES,
-    UNKNOWN_HOST,
-    VERSION,
-    WINDOWS,
-    BadRequest,
-    BadState,
-    FileLock,
-    Job,
-    JobrunnerError,
-    State,
-    UnknownJob,
-    as_text,
-    format_time,
-    from_json,
-    next_state,
-    now,
-    os_words,
-    to_json,
-)
+try:
+    import jobrunner
+    from jobrunner import (
+        BUCKETS,
+        DEFAULT_PORT,
+        EXIT_ABORTED,
+        EXIT_DEAD,
+        EXIT_DEPENDENCY,
+        EXIT_LOST,
+        EXIT_NOT_STARTED,
+        EXIT_NO_OUTPUT,
+        EXIT_WALLTIME,
+        MAX_SUBJOBS,
+        STATUSES,
+        UNKNOWN_HOST,
+        VERSION,
+        WINDOWS,
+        BadRequest,
+        BadState,
+        FileLock,
+        Job,
+        JobrunnerError,
+        State,
+        UnknownJob,
+        as_text,
+        format_time,
+        from_json,
+        next_state,
+        now,
+        os_words,
+        to_json,
+    )
+except ImportError as error:
+    if error.name != "jobrunner":
+        raise
+    _folder = os.path.dirname(os.path.abspath(__file__))
+    if not os.path.exists(os.path.join(_folder, "jobrunner.py")):
+        sys.exit(f"server.py needs jobrunner.py beside it: copy it to {_folder}")
+    if isinstance(error, ModuleNotFoundError):  # Windows' embeddable Python, which looks beside itself only
+        sys.exit(f"this Python does not look for jobrunner.py in {_folder}: delete the file in "
+                 f"{os.path.dirname(sys.executable)} whose name ends in ._pth")  # fmt: skip
+    sys.exit(f"server.py and jobrunner.py in {_folder} are of different versions: copy both there")
+
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 log = logging.getLogger("server")
 
@@ -377,6 +390,9 @@ class Store:
         self.journal = -1  # file descriptor
         self.journal_bytes = 0
         self.snapshot_bytes = 0
+        if os.path.isdir(self.path):
+            here = os.path.join(path, "jobs.json")
+            raise JobrunnerError(f"{path} is a folder, and the database is a file: start with --db {here}")
         self.lock = self._lock()
         for found in (self.path, self.output_path):  # of an earlier version, or made by a person
             _make_private(found)
@@ -686,10 +702,12 @@ def _private(path: str, flags: int) -> int:
 
 
 def _make_private(path: str) -> None:
-    """Takes from all others what they may do with a file or folder of ours, if it is there."""
+    """Takes from all others what they may do with a file or folder of ours, if it is there; a device is nobody's."""
     if not WINDOWS:
         with contextlib.suppress(OSError):  # not there, another's, or on a file system that knows no owners
-            os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) & 0o700)
+            mode = os.stat(path).st_mode
+            if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+                os.chmod(path, stat.S_IMODE(mode) & 0o700)
 
 
 def _private_folder(path: str) -> None:
@@ -1062,12 +1080,14 @@ class ArraySpec(NamedTuple):
 
     def subjobs(self, items: List[Any]) -> Iterator[Job]:
         """Its jobs, made from the template: the tokens {index}, {name} (the job's) and {item}, or the names in the items, are
-        replaced in Params, Env, StdOut and StdErr, once.  They differ from each other in as little memory as they can."""
+        replaced in Params, Env, StdOut and StdErr, once, and each job prints to files of its own.  They differ from each
+        other in as little memory as they can."""
         job, own_names = self.template, [item if isinstance(item, dict) else ("item",) for item in items]
         names = {"index", "name"}.union(*own_names)
         fill, unset = _filler(names), {**{name: "{%s}" % name for name in names}, "name": job.title}
         params, env = [fill(word) for word in job.params], {name: fill(text) for name, text in job.env.items()}
-        paths = [(name, fill(getattr(job, name))) for name in ("stdout", "stderr") if getattr(job, name)]
+        given = [(name, getattr(job, name)) for name in ("stdout", "stderr")]
+        paths = [(name, fill(_own_file(path, names - {"index", "name"}))) for name, path in given if path]
         own_env = any(formatted for _, formatted in env.values())
         first, last = self.id[:24], int(self.id[24:], 16) + 1
         runtime, number, state, submit_time, shared = job.runtime, self.number, job.state, job.submit_time, job.__dict__
@@ -1131,6 +1151,17 @@ def _filler(names: Any) -> Callable[[str], Tuple[str, bool]]:
         return (token.sub(r"%(\1)s", text.replace("%", "%%")), True) if token.search(text) else (text, False)
 
     return fill
+
+
+# Places for outputs that hold those of many jobs as they are: a folder, a device, a name with a variable in it.
+_MANY_FIT = re.compile(r".*[/\\]\Z|/dev/|(?i:nul)\Z|.*\$\{?PBS_(JOBID|ARRAY)", re.DOTALL)
+
+
+def _own_file(path: str, names: Iterable[str]) -> str:
+    """An array's path for output, different for each of its jobs, or else they would write over each other's: it gets
+    .INDEX at its end unless it holds {index} or every name in the items."""
+    held = ["{%s}" % name in path for name in names] or [False]
+    return path if not path or "{index}" in path or all(held) or _MANY_FIT.match(path) else path + ".{index}"
 
 
 class Array:
@@ -2518,6 +2549,9 @@ class Queue:
 
         def altered(job: Job) -> Job:
             changes = {name: getattr(patch, name) for name in names}
+            for name in {"stdout", "stderr"} & names if job.index is not None else ():
+                text, formatted = _filler(("index", "name"))(_own_file(changes[name], ()))
+                changes[name] = text % {"index": job.index, "name": job.title} if formatted else text
             if patch.extra:  # what is only kept
                 changes["extra"] = {**job.extra, **patch.extra}
             if job.state is State.RUNNING and not set(wish) <= set(ALTERABLE_RUNNING):
@@ -2981,13 +3015,17 @@ class Queue:
         if arrays:
             return self.arrays[self.array_ids[arrays[0]]]
         if not ids:
-            number = _JOB_NAME.match(name)
-            gone = (
-                number and 0 < int(number.group(1)) < self.next_number and self.arrays.get(int(number.group(1))) is None
-            )
-            words = "it is over and has left the database (--keep-finished)" if gone else "qstat -x lists all there are"
-            raise UnknownJob(f"there is no job {name}: {words}")
+            raise UnknownJob(f"there is no job {name}: {self._why_unknown(name)}")
         return self.jobs[ids[0]]
+
+    def _why_unknown(self, name: str) -> str:
+        words = _JOB_NAME.match(name)
+        number = int(words.group(1)) if words else 0
+        if number in self.numbers:
+            return f"{number} is no array"
+        if 0 < number < self.next_number and number not in self.arrays:
+            return "it is over and has left the database (--keep-finished)"
+        return "qstat -x lists all there are"
 
     def _all_of_name(self, name: str) -> List[Job]:
         """The job of a name, or all those of an array or a range of one; raises UnknownJob."""

@@ -262,6 +262,22 @@ def test_joined_outputs_are_both_in_the_one_file_and_told_once(shop, tmp_path, j
     assert (qcat(shop.server, number), qcat(shop.server, number, "-e")) == (b"out\nerr\nout\n", b"")
 
 
+def test_pbs_variables_in_the_path_of_an_output_are_the_jobs_own(shop, tmp_path):
+    record = {"WorkDir": str(tmp_path), "Name": "sweep", "StdErr": "${PBS_JOBNAME}$PBS_NONE$HOME"}
+    job = shop.run(shell("echo out; echo err >&2"), StdOut="o.$PBS_JOBID.txt", **record)
+    assert sorted(os.listdir(tmp_path)) == sorted([f"o.{job['Number']}.txt", "sweep$PBS_NONE$HOME"])
+    assert qcat(shop.server, job["Number"]) == b"out\n"
+
+
+def test_a_folder_for_the_outputs_of_an_array_needs_no_slash(shop, tmp_path):
+    (tmp_path / "logs").mkdir()
+    record = {"Params": shell("echo $PBS_ARRAYID"), "Array": "3-4", "StdOut": str(tmp_path / "logs")}
+    (number,) = shop.server.add(record)
+    for index in (3, 4):
+        shop.server.over(f"{number}[{index}]")
+        assert read(tmp_path / "logs" / f"sh.o{number}.{index}") == f"{index}\n"
+
+
 def test_an_output_that_is_a_folder_gets_a_file_with_the_jobs_name_and_number(shop, tmp_path):
     (tmp_path / "there").mkdir()
     record = {"WorkDir": str(tmp_path), "Name": "my/job"}
@@ -900,6 +916,25 @@ def test_the_originals_server_is_worked_for_with_exactly_its_own_calls(lab, orig
                 assert {"Params": job["Params"], "Runtime": job["Runtime"]} in jobs
     assert int(server.of("/usage")[-1][2]["mem"]) > 0
     assert len(server.of("/finish")) + len(server.of("/timeout")) == 4  # each once
+
+
+def test_a_server_of_ours_in_the_originals_place_is_told_exit_statuses_and_outputs(lab, original):
+    """The client notices nothing of the change: all its slots are taken."""
+    script = "echo out; until [ -e gate ]; do sleep 0.05; done; exit 3"
+    old = original({"Params": shell(script), "Runtime": 600})
+    lab.client(old.url, "--hostname", "here", max_jobs=1)
+    until(lambda: noted(lab, "Pid"), "the job to run")
+    ((job_id, job),) = old.leased.items()
+    times = {"StartTime": "2026-11-23T17:27:00.923836298Z", "Expiry": "2096-11-23T17:38:00.923836354Z"}
+    leased = {job_id: {**job, "Host": "here", **times}}
+    lab.write("jobs.json", json.dumps({"Available": {}, "Leased": leased, "Finished": {}}))
+    new = lab.server()
+    old.reply = lambda command, path, data: new.fetch(path, data or None)[::2]
+    lab.write("gate", "")
+    over = new.over(job_id)
+    assert (over["Status"], over["ExitStatus"], qcat(new, job_id)) == ("failed", 3, b"out\n")
+    (number,) = new.add({"Params": shell("exit $A"), "Env": {"A": "5"}})
+    assert new.over(number)["ExitStatus"] == 5
 
 
 def test_a_job_never_run_or_given_back_is_not_told_to_the_originals_server_as_finished(lab, original):

@@ -6,6 +6,7 @@ Most tests share `desk`, a server with one client; a job that must not run needs
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,6 +163,14 @@ def test_qstat_lists_what_is_not_over_with_x_everything_and_named_jobs_always(de
     assert {waits, str(over)} <= set(listed("-x"))
     job_id = desk.server.job(over)["ID"]
     assert listed(str(over), job_id, job_id[:13]) == [str(over)] * 3
+
+
+def test_qstat_n1_says_where_a_job_runs_at_the_end_of_its_line_and_qstat_takes_a_queues_name(desk, queued):
+    name = str(queued())
+    (line,) = [line.split() for line in desk("qstat", "-n1", name).splitlines()[2:]]
+    assert (line[0], line[-3:]) == (name, ["Q", "--", "--"])
+    assert name in {line.split()[0] for line in desk("qstat", "default").splitlines()[2:]}
+    assert desk("qstat", "-q", "default") == desk("qstat", "-Q", "default")
 
 
 def test_qstat_of_an_empty_queue_prints_nothing_and_its_json_is_a_document(lab):
@@ -380,6 +389,9 @@ def test_pbsnodes_lists_clients_their_states_and_jobs(lab):
     assert (busy["state"], half["state"]) == ("job-busy", "free")
     assert (busy["resources_available.ncpus"], busy["resources_assigned.ncpus"]) == ("2", "2")
     assert busy["jobs"] == f"{numbers[0]}, {numbers[1]}" and "gpu" in busy["properties"]
+    for state, hosts in {"free": ["half"], "up": ["busy", "half"], "all": ["busy", "half"], "down": []}.items():
+        lines = lab.command("pbsnodes", "-l", state, server=server)[1].splitlines()
+        assert [line.split()[0] for line in lines] == hosts
     document = json.loads(lab.command("pbsnodes", "-F", "json", server=server)[1])
     assert sorted(document) == ["nodes", "pbs_server", "pbs_version", "timestamp"]
     assert {name: node["state"] for name, node in document["nodes"].items()} == {"busy": "job-busy", "half": "free"}
@@ -515,6 +527,20 @@ def test_what_is_no_jobrunner_server_is_one_plain_line(desk):
     assert "/elsewhere" in line
 
 
+@pytest.mark.parametrize("program", ["server.py", "client.py"])
+@pytest.mark.parametrize("beside, flags, words", [
+    (None, [], "needs jobrunner.py beside it: copy it to"), ("", ["-I"], "does not look for jobrunner.py in"),
+    ("from typing import *", [], "are of different versions: copy both"),
+])  # fmt: skip
+def test_a_program_that_does_not_find_its_jobrunner_says_so_in_a_line(lab, program, beside, flags, words):
+    shutil.copy(os.path.join(ROOT, program), lab.folder)
+    if beside is not None:
+        lab.write("jobrunner.py", beside)
+    done = subprocess.run([sys.executable, *flags, lab.path(program)], stderr=subprocess.PIPE, timeout=PATIENCE)
+    (line,) = done.stderr.decode().splitlines()
+    assert done.returncode == 1 and words in line
+
+
 @pytest.mark.parametrize("command", ["qstat", "qdel", "qcat", "qwait"])
 @pytest.mark.parametrize("name", ["999999", "1[3]", "../é"])
 def test_an_unknown_job_is_one_plain_line_that_names_it(desk, command, name):
@@ -532,6 +558,19 @@ def test_wrong_usage_ends_with_exit_code_2_and_the_last_line_says_what_is_wrong(
     code, out, err = lab.command(*words.split(), env={"JOBRUNNER_SERVER": "127.0.0.1:1"})
     assert (code, out) == (2, ""), err
     assert "Traceback" not in err and ": error: " in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("words, instead", [
+    ("qsub -I", "qcat -f"), ("qsub -F 1 job.sh", "stand behind it"), ("qsub -l vmem=1gb -- true", "mem="),
+    ("qsub -l nodes=1:ppn=2:gpus=1 -- true", "--property gpu"), ("qsub -l feature=x -- true", "-l linux"),
+    ("qsub -W stagein=x -- true", "no files are copied"), ("qalter -h u 1", "qrls"), ("qalter -q long 1", "qmove"),
+    ("qdel all", "--owner NAME"), ("qdel -t 1-3 17[]", "17[1-9]"), ("qdel -W 30 1", "--kill-delay"), ("qstat -H", "-x"),
+    ("qstat -fT", "-s says"), ("qselect -h u", "--state H"), ("pbsnodes -aSj", "-l all"), ("qsig -s HUP 1", "qdel"),
+    ("qorder 1 2", "qalter -p"), ("qdisable long", "enabled = false"), ("qhold -h x 1", "write u"),
+])  # fmt: skip
+def test_what_clusters_have_and_is_not_here_is_wrong_usage_and_says_what_to_do_instead(lab, words, instead):
+    code, out, err = lab.command(*words.split(), env={"JOBRUNNER_SERVER": "127.0.0.1:1"})
+    assert (code, out) == (2, "") and ": error: " in err.splitlines()[-1] and instead in err.splitlines()[-1], err
 
 
 @pytest.mark.parametrize("command", ["", "qsub", "run"])

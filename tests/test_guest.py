@@ -786,6 +786,16 @@ def test_the_spool_is_its_owners_alone_also_if_it_was_not(lab, desk):
     assert os.stat(lab.path("jobrunner-spool")).st_mode & 0o777 == 0o700
 
 
+def test_of_a_folder_with_other_things_in_it_only_what_is_the_clients_is_its_owners_alone(lab, desk):
+    os.mkdir(lab.path("home"), 0o755)
+    lab.write("home/thesis", "")
+    server = desk()
+    lab.client(server.url, "--spool", "home")
+    until(lambda: server.requests, "a request")
+    names = (".", "jobs", "output", "keepers", "nodes")
+    assert [os.stat(lab.path("home", name)).st_mode & 0o777 for name in names] == [0o755] + [0o700] * 4
+
+
 def test_a_client_that_ends_says_farewell(lab, desk):
     server = desk()
     process = lab.client(server.url)

@@ -87,6 +87,14 @@ def test_what_an_earlier_version_left_open_to_all_is_the_owners_alone_from_the_s
     assert server.stop() == 0
 
 
+def test_a_database_that_is_a_folder_is_refused_and_the_folder_stays_as_it_is(lab):
+    os.makedirs(lab.path("folder"), 0o755)
+    server = lab.popen("server.py", "--port", "0", "--db", "folder")
+    assert server.wait(PATIENCE) == 1 and "start with --db folder/jobs.json" in lab.log("server.py.log")
+    assert sorted(os.listdir(lab.folder)) == ["folder", "server.py.log"]
+    assert os.stat(lab.path("folder")).st_mode & 0o777 == 0o755
+
+
 def with_output(server, number):
     """A job that has ended and left some output."""
     server.add(["true"])

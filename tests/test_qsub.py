@@ -281,6 +281,7 @@ def test_what_is_no_time_is_refused(text):
         (["-o", "/dev/null", "-e", "DIR/", "-j", "oe"], {"StdOut": "/dev/null", "StdErr": "DIR/", "Join": "oe"}),
         (["-o", r"C:\out\x"], {"StdOut": r"C:\out\x"}),
         (["-S", "/bin/bash", "-d", "/tmp"], {"Shell": "/bin/bash", "WorkDir": "/tmp"}),
+        (["-w", "/home/ann"], {"SubmitDir": "/home/ann"}),
         (["-m", "n", "-M", "a@b,c", "-k", "eo"], {"MailPoints": "n", "MailUsers": "a@b,c", "KeepFiles": "eo"}),
         (["-A", "acc", "-P", "proj"], {"Account": "acc", "Project": "proj"}),
         (["-v", "A=1", "-v", "B=2,A=3"], {"Env": {"A": "3", "B": "2"}}),

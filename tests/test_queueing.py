@@ -320,7 +320,7 @@ def test_tokens_are_replaced_once_in_arrays_and_every_other_brace_is_data(lab, r
         lab.restart(restarted)
     sub = lab.job(f"{array}[7]")
     assert sub.params == ["run", "7", "77", '{"a":1}', "{item}", "{7}", "%(index)s %d", "{index} n", "{Name}"]
-    assert (sub.env, sub.stdout, sub.stderr) == ({"I": "n7", "{index}": "kept"}, "out.7", "{other}.txt")
+    assert (sub.env, sub.stdout, sub.stderr) == ({"I": "n7", "{index}": "kept"}, "out.7", "{other}.txt.7")
     assert (sub.workdir, sub.name) == ("{index}", "{index} n")
     one = lab.job(alone)
     assert (one.params, one.env, one.stdout) == (record["Params"], record["Env"], record["StdOut"])
@@ -450,6 +450,13 @@ def test_a_job_that_is_not_there_is_unknown(lab, name):
     lab.add({"Array": "1-4"}, {})
     with pytest.raises(UnknownJob):
         lab.verb("hold", name)
+
+
+def test_a_job_that_is_no_array_is_said_to_be_none_and_not_to_have_left(lab):
+    lab.add({})
+    for name in ("1[]", "1[3]"):
+        with pytest.raises(UnknownJob, match="1 is no array"):
+            lab.verb("hold", name)
 
 
 def test_a_group_stands_for_those_that_can_be_and_is_refused_when_none_can(lab):

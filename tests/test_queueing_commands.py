@@ -232,10 +232,26 @@ def test_each_line_of_a_file_is_a_subjob(desk, queued):
 
 
 def test_each_combination_of_a_sweep_is_a_subjob_the_first_name_slowest(desk, queued):
-    name = queued("--sweep", "alpha=0.1,0.2", "beta=1,2", "-o", "{alpha}.out", command=["run", "{alpha}", "{beta}"])
+    paths = ["-o", "{alpha}.{beta}.out", "-e", "{alpha}.err"]
+    name = queued("--sweep", "alpha=0.1,0.2", "beta=1,2", *paths, command=["run", "{alpha}", "{beta}"])
     jobs = subjobs(desk, name)
     assert [job["Params"][1:] for job in jobs] == [["0.1", "1"], ["0.1", "2"], ["0.2", "1"], ["0.2", "2"]]
-    assert jobs[3]["StdOut"] == "0.2.out"
+    assert [job["StdOut"] for job in jobs] == ["0.1.1.out", "0.1.2.out", "0.2.1.out", "0.2.2.out"]
+    assert [job["StdErr"] for job in jobs] == ["0.1.err.1", "0.1.err.2", "0.2.err.3", "0.2.err.4"]
+
+
+@pytest.mark.parametrize("given, path", [
+    ("out", "out.3"), ("{name}.txt", "sweep.txt.3"), ("^array_index^.txt", "3.txt"), ("logs/", "logs/"),
+    ("/dev/null", "/dev/null"), ("NUL", "NUL"), ("$PBS_JOBID.txt", "$PBS_JOBID.txt"),
+    ("${PBS_ARRAYID}%.txt", "${PBS_ARRAYID}%.txt"), ("$PBS_JOBNAME%", "$PBS_JOBNAME%.3"),
+])  # fmt: skip
+def test_each_subjob_prints_to_a_file_of_its_own_also_after_qalter(desk, queued, given, path):
+    name = queued("-J", "3-4", "-N", "sweep", "-o", given, "-h")
+    assert subjobs(desk, name)[0]["StdOut"] == path
+    desk("qalter", "-o", "other", name)
+    assert [job["StdOut"] for job in subjobs(desk, name)] == ["other.3", "other.4"]
+    desk("qalter", "-o", given, name)
+    assert subjobs(desk, name)[0]["StdOut"] == path
 
 
 def test_qstat_shows_an_array_as_one_line_and_in_json(desk, queued):

@@ -156,3 +156,14 @@ def test_the_example_runs_on_this_python_and_every_job_finishes(lab, which):
     code, out, err = lab.command("run", os.path.join(ROOT, "jobs.json.example"), python=python(which))
     assert code == 0, err
     assert "5 of 5 jobs finished" in out
+
+
+@pytest.mark.parametrize("program", ["server.py", "client.py", "jobrunner.py"])
+def test_a_python_that_is_too_old_is_told_so_in_a_line(program):
+    """As if this Python were older: few machines have one that is."""
+    code = "import runpy, sys; sys.version_info = (3, 7, 16); runpy.run_path(sys.argv[1], run_name='__main__')"
+    path = os.path.join(ROOT, program)
+    env = {**os.environ, "PYTHONPATH": ROOT}
+    done = subprocess.run([sys.executable, "-c", code, path], stderr=subprocess.PIPE, env=env, timeout=PATIENCE)
+    err = done.stderr.decode()
+    assert done.returncode == 1 and err.startswith("jobrunner needs Python 3.8 or newer") and err.count("\n") == 1, err

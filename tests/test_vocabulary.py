@@ -160,7 +160,7 @@ def test_a_duration_is_printed_as_pbs_does_and_can_be_read_again(seconds, text):
 
 @pytest.mark.parametrize(
     "text, size",
-    [("0", 0), ("7", 7), ("7b", 7), ("2kb", 2 << 10), ("512mb", 512 << 20), ("4GB", 4 << 30), ("1tb", 1 << 40)],
+    [("0", 0), ("7", 7), ("7b", 7), ("2kb", 2 << 10), ("512mb", 512 << 20), ("4GB", 4 << 30), ("1t", 1 << 40)],
 )
 def test_a_size_is_read(text, size):
     assert jobrunner.parse_size(text) == size
