@@ -171,6 +171,17 @@ class Lab:
                 process.kill()
             process.wait()
         self._end_jobs()
+        self._end_what_is_here()
+
+    def _end_what_is_here(self):
+        """Ends what jobs started that has left their groups, known from the folder it is in."""
+        for name in filter(str.isdigit, os.listdir("/proc")) if os.path.isdir("/proc") else ():
+            try:
+                folder = os.readlink(f"/proc/{name}/cwd")
+                if int(name) != os.getpid() and os.path.commonpath([folder, self.folder]) == self.folder:
+                    os.kill(int(name), signal.SIGKILL)
+            except (OSError, ValueError):
+                pass  # it has ended by itself, or is none of ours
 
     def _end_jobs(self):
         """Ends the jobs and keepers that clients left behind, known from their spools."""
