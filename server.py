@@ -4538,6 +4538,7 @@ _STATUS_LINES = {s.value: b"HTTP/1.1 %d %b\r\n" % (s.value, s.phrase.encode()) f
 _GUARDS = b"X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\nCross-Origin-Resource-Policy: same-origin\r\n"
 _SERVER = b"Server: jobrunner/%b\r\n" % VERSION.encode() + _GUARDS
 
+AGENT_BODY = 32 << 20  # bytes of a body from an agent, whose largest are reports; read, JSON can take 30 times as much
 
 class BadHttp(JobrunnerError):
     """What came is no HTTP that can be answered and gone on from: it is answered, and the connection closed."""
@@ -4774,6 +4775,8 @@ class Handler(BaseHTTPRequestHandler):
             raise BadHttp(411, "send the body with a Content-Length, not in chunks")
         size = int(headers.get(b"content-length", b"0"))
         if size > self.server.max_body:
+        if caller.role == "agent" and size > AGENT_BODY:
+            raise BadHttp(413, f"the body is over {AGENT_BODY} bytes: send fewer reports at a time")
             raise BadHttp(
                 413, f"the body is over {self.server.max_body} bytes: send fewer jobs at a time, or raise --max-body"
             )

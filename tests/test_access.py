@@ -181,6 +181,16 @@ def test_a_refused_body_is_not_read(lab):
         assert answer.headers["www-authenticate"] == 'Basic realm="jobrunner"'
 
 
+def test_an_agents_body_has_a_limit_of_its_own(server):
+    head = b"POST %b HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 40000000\r\n%b\r\n"
+    with Wire(server) as wire:
+        wire.send(head % (b"/request", bearer(TOKENS["agent"])))
+        assert wire.answer().status == 413
+    with Wire(server) as wire:
+        wire.send(head % (b"/add", bearer(TOKENS["submit"])))
+        assert wire.file.readline() == b"HTTP/1.1 100 Continue\r\n"
+
+
 @pytest.mark.parametrize("path, status", [("/status", 200), ("/nope", 404), ("/add", 403), ("/delete", 403)])
 def test_a_connection_stays_open_through_refusals_without_a_body(server, path, status):
     with Wire(server) as wire:
