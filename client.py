@@ -1597,11 +1597,11 @@ class OurWire:
             told = (
                 "Reported" in reply,
                 reply.get("Drain") is True,
-                reply.get("Waiting") or 0,
+                int(reply.get("Waiting") or 0),
                 reply.get("Warning") or "",
             )
             return Reply(jobs, list(reply.get("Signals", [])), *told)
-        except (BadRequest, KeyError, TypeError, AttributeError) as error:
+        except (BadRequest, KeyError, TypeError, ValueError, AttributeError) as error:
             raise ServerAway(f"{self.api.url}/request answered something strange: {error!r}") from None
 
     def report(self, reports: List[Dict[str, Any]]) -> None:
@@ -1748,6 +1748,7 @@ class Agent:
         self.runs: Dict[str, Run] = {}  # by folder
         self.outbox: "collections.OrderedDict[str, Dict[str, Any]]" = collections.OrderedDict()  # reports by folder
         self.under_way: Dict[str, bool] = {}  # those of them that a thread is delivering
+        self.refused: Dict[str, Dict[str, Any]] = {}  # those that the server, or its database, did not want
         self.carries_reports = True  # the server takes reports along with a request
         self.one_by_one = False  # one of them was refused: the reporter finds out which
         self.usage_box: List[Tuple[Run, Dict[str, Any]]] = []
@@ -2011,6 +2012,8 @@ class Agent:
             self.away_until = self.clock() + pause
             self.open_polls.remove(poll)
             self.poll_at, self.wire = self.away_until, None
+            self.outbox.update(self.refused)  # it may come back with another database
+            self.refused.clear()
             self.poll_news.notify()
         self.log.warning("server.away error=%r again_in=%.1f running=%d", str(error), pause, len(self.runs))
 
@@ -2599,7 +2602,7 @@ class Agent:
             job, notes = known
             needed.append(notes.get("Temp", ""))
             keepers.add(notes.get("Keeper", ""))
-            if notes.get("Refused") or self._is_elsewhere(folder, notes):
+            if self._is_elsewhere(folder, notes):
                 continue
             processes = self.tools.snapshot() if processes is None else processes
             self._adopt_run(Run(job, folder, self.clock()), notes, processes)
@@ -2761,7 +2764,7 @@ class Agent:
             try:
                 self._deliver(batch)
                 for run, sample in samples:
-                    self._wire().usage(run, sample)
+                    self._send_sample(run, sample)
                 backoff.reset()
                 self._all_delivered()
             except (ServerAway, ServerRefused) as error:
@@ -2769,6 +2772,14 @@ class Agent:
                 pause = backoff.next()
                 self.log.warning("report.kept error=%r again_in=%.1f waiting=%d", str(error), pause, len(self.outbox))
                 time.sleep(pause)
+
+    def _send_sample(self, run: Run, sample: Dict[str, Any]) -> None:
+        try:
+            self._wire().usage(run, sample)
+        except ServerRefused as error:
+            if error.status != 400:
+                raise
+            self.log.debug("usage.refused job=%s: %s", run.job, error)  # there will be others
 
     def _all_delivered(self) -> None:
         """Requests may take reports along again once what had to be sent one by one has been."""
@@ -2810,20 +2821,20 @@ class Agent:
                 if not _shorten(batch[0][1]):
                     raise
                 return self._deliver(batch)
-            self.log.error("report.refused job=%s: %s; its folder is kept", batch[0][1]["ID"], error)
-            self._acknowledged(batch, keep_folder=True)
+            self.log.error("report.refused job=%s: %s; it is kept, and sent again when the server has been away",
+                           batch[0][1]["ID"], error)  # fmt: skip
+            self._delivered(batch, refused=True)
         else:
             self._acknowledged(batch)
 
-    def _acknowledged(self, batch: List[Tuple[str, Dict[str, Any]]], keep_folder: bool = False) -> None:
+    def _acknowledged(self, batch: List[Tuple[str, Dict[str, Any]]]) -> None:
         for _, report in batch:
-            run = report["Run"]
-            if keep_folder and run.folder:
-                with contextlib.suppress(OSError):
-                    note(run.folder, {"Refused": True})
-                run.folder = ""  # left for a person
-            self._unmake(run)
+            self._unmake(report["Run"])
+        self._delivered(batch)
+
+    def _delivered(self, batch: List[Tuple[str, Dict[str, Any]]], refused: bool = False) -> None:
         with self.lock:
+            self.refused.update(batch if refused else [])
             for folder, _ in batch:
                 self.outbox.pop(folder, None)
                 self.under_way.pop(folder, None)

@@ -803,6 +803,7 @@ class Node:
     named       {id: lease}  the runs that its latest request named and that are its own
     seconds     {id: s}      how long those had run then, and at what time (named_at) that was
     alike       text    another client goes by its name, in words; "" = none does
+    strangers   text    it has runs of jobs that are not in the database, in words; "" = it has none
     """
 
     def __init__(self, host: str, client: str, original: bool):
@@ -813,6 +814,7 @@ class Node:
         self.queues: Optional[FrozenSet[str]] = None  # those it serves; None = all
         self.first_seen = self.last_seen = 0.0
         self.alike = ""
+        self.strangers = ""
         self.slots = 0
         self.down = False
         self.info: Dict[str, Any] = {}
@@ -878,7 +880,7 @@ class Node:
         return {
             "Host": self.host,
             "State": state,
-            "Comment": "; ".join(filter(None, [mark.comment if mark else "", self.alike, self.pause])),
+            "Comment": "; ".join(filter(None, [mark.comment if mark else "", self.alike, self.pause, self.strangers])),
             "Drain": bool(mark and mark.drain),
             "Slots": self.slots,
             "Running": running,
@@ -1914,8 +1916,12 @@ class Queue:
     def _renew(
         self, node: Node, running: List[Tuple[str, str, str]], seconds: Dict[str, float]
     ) -> List[Dict[str, str]]:
-        """Renews the leases a client names; signals for those it has no right to any more."""
+        """Renews the leases a client names; signals for those it has no right to any more.
+
+        What is not in the database goes on: the server may have been started on a wrong or an old one by mistake.
+        """
         signals, moment = [], self.clock()
+        self._note_strangers(node, [job_id for job_id, _, _ in running if job_id not in self.jobs])
         node.named, node.seconds, node.named_at = {}, {}, moment
         for job_id, lease, known in running:
             job = self.jobs.get(job_id)
@@ -1930,9 +1936,17 @@ class Queue:
                 self._put(run, run.but(expiry=self._renewed(moment)))
             elif job and job.lease == lease and job.status != "deleted" and job.exit_status not in _NEVER_RUN_EXITS:
                 pass  # its report was taken in, and the acknowledgement is on its way
-            elif known != "delete":
+            elif job and known != "delete":
                 signals.append(_stop_signal(job_id, job))
         return signals
+
+    def _note_strangers(self, node: Node, strangers: List[str]) -> None:
+        before, node.strangers = node.strangers, ""
+        if strangers:
+            more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
+            node.strangers = f"it has what is not in this database, and is left alone: job {strangers[0][:36]}{more}"
+            if node.strangers != before:
+                log.warning("node.strangers host=%s: %s", node.host, node.strangers)
 
     def _claim(self, node: Node, wish: "Wish", reports: List[Report]) -> None:
         """Gives jobs back to a client that was cut off, has gone on with them, and comes back when they were given to
@@ -2557,7 +2571,7 @@ class Queue:
             if job.state is State.RUNNING and not set(wish) <= set(ALTERABLE_RUNNING):
                 kept = ", ".join(key for key in wish if key not in ALTERABLE_RUNNING)
                 raise BadState(f"cannot alter {kept} of job {job}: it is running, and that needs a job that is not")
-            if _WHAT_RUNS.intersection(wish):  # runs of what it was, given up as lost, are not its own if they come back
+            if _WHAT_RUNS.intersection(wish):  # runs of what it was are not its own if they come back
                 changes.update(lease="", earlier=[])
             if patch.depend:
                 changes["depend"], waited_for = depend()
@@ -3586,10 +3600,10 @@ def _not_now(which: str, nodes: List[Node]) -> str:
     return f"every client {which} " + " or ".join(filter(None, [offline, pauses and f"takes no jobs now ({pauses})"]))
 
 
-def _stop_signal(job_id: str, job: Optional[Job]) -> Dict[str, Any]:
+def _stop_signal(job_id: str, job: Job) -> Dict[str, Any]:
     """What a client is told of a run whose lease is not its job's."""
     signal: Dict[str, Any] = {"ID": job_id, "Signal": "delete"}
-    if job and job.state is State.RUNNING:
+    if job.state is State.RUNNING:
         signal["Comment"] = f"the job runs on {job.host}, whose run is the one that counts"
     return signal
 
@@ -4524,6 +4538,7 @@ MAX_HEAD = 1 << 18  # bytes of all header lines together
 LONG_LINE, LONG_LINES = 65536, 64  # how many connections at a time may send a longer request line than that
 LARGE = 65536  # bytes of a body beyond which it counts for what all may hold at a time
 LARGE_ROOM = 64 << 20  # bytes that is at least
+AGENT_BODY = 32 << 20  # bytes of a body from an agent, whose largest are reports; read, JSON can take 30 times as much
 IDLE = 120  # s a connection is kept open without a request
 HEAD_TIME = 20  # s that the head of a request may take from its first byte on
 BODY_TIME = 30  # s that a body may take; a large one as long as it takes at
@@ -4538,7 +4553,6 @@ _STATUS_LINES = {s.value: b"HTTP/1.1 %d %b\r\n" % (s.value, s.phrase.encode()) f
 _GUARDS = b"X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\nCross-Origin-Resource-Policy: same-origin\r\n"
 _SERVER = b"Server: jobrunner/%b\r\n" % VERSION.encode() + _GUARDS
 
-AGENT_BODY = 32 << 20  # bytes of a body from an agent, whose largest are reports; read, JSON can take 30 times as much
 
 class BadHttp(JobrunnerError):
     """What came is no HTTP that can be answered and gone on from: it is answered, and the connection closed."""
@@ -4761,6 +4775,8 @@ class Handler(BaseHTTPRequestHandler):
             if caller.status == 401:
                 time.sleep(self.server.gate.failures.count(self.client_address[0]))
             return caller, head.keep and not size  # its body is not read
+        if caller.role == "agent" and size > AGENT_BODY:
+            raise BadHttp(413, f"the body is over {AGENT_BODY} bytes: send fewer reports at a time")
         self.peer.stranger = FOR_EVER
         body = self._read_body(size, head.headers, room) if size else b""
         self.peer.until = FOR_EVER  # the server may hold a request open
@@ -4775,8 +4791,6 @@ class Handler(BaseHTTPRequestHandler):
             raise BadHttp(411, "send the body with a Content-Length, not in chunks")
         size = int(headers.get(b"content-length", b"0"))
         if size > self.server.max_body:
-        if caller.role == "agent" and size > AGENT_BODY:
-            raise BadHttp(413, f"the body is over {AGENT_BODY} bytes: send fewer reports at a time")
             raise BadHttp(
                 413, f"the body is over {self.server.max_body} bytes: send fewer jobs at a time, or raise --max-body"
             )

@@ -610,6 +610,28 @@ def test_a_run_that_a_restored_database_counts_once_more_is_ended_and_taken_for_
     until(lambda: not folders(lab), "the folders to go")
 
 
+def test_a_server_that_is_started_on_another_database_by_mistake_ends_nothing_and_no_result_is_lost(lab):
+    server = lab.server()
+    lab.client(server, "--usage-interval", "1", max_jobs=3)
+    numbers = server.add(*[shell(f"echo said; {STEP}", name, lab.path(name), "7") for name in ("a", "b")])
+    until(lambda: len(read(lab.path("runs")).split()) == 2, "both to run")
+    server.kill()
+    other = lab.server(db="other.json", port=server.port)
+    lab.write("a", "")
+    until(lambda: "report.refused" in lab.log("client.py.log"), "its report to be refused")
+    assert other.over(*other.add(["true"]))["Status"] == "finished"
+    (node,) = other.get("/nodes")[1]["Nodes"]
+    assert "is not in this database" in node["Comment"]
+    other.kill()
+    server = lab.server(port=server.port)
+    lab.write("b", "")
+    for number in numbers:
+        job = server.over(number)
+        assert (job["Status"], job["ExitStatus"], job["RunCount"], qcat(server, number)) == ("failed", 7, 1, b"said\n")
+    until(lambda: not folders(lab), "the folders to go")
+    assert sorted(read(lab.path("runs")).split()) == ["a", "b"]
+
+
 def test_a_client_whose_server_is_not_there_keeps_trying(lab):
     port = free_port()
     client = lab.client(f"127.0.0.1:{port}")

@@ -8,13 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import pytest
 
 import client
 from client import Backoff, DeadWatch, Process, Run, Usage
 from harness import until
-from jobrunner import STATUSES, BadRequest, Job
+from jobrunner import STATUSES, BadRequest, Job, ServerAway
 
 MIB = 1 << 20
 
@@ -641,3 +642,15 @@ def test_on_windows_a_batch_file_is_known_however_its_name_is_written(monkeypatc
 def test_on_windows_harmless_words_and_other_programs_are_left_alone(monkeypatch, params):
     monkeypatch.setattr(client, "WINDOWS", True)
     assert client.program(params, {}) == params
+
+
+# -- answers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reply", [
+    {}, [], 1, None, {"Jobs": 1}, {"Jobs": [1]}, {"Jobs": [{}]}, {"Jobs": [], "Waiting": "x"}, {"Jobs": [], "Signals": 1}
+])  # fmt: skip
+def test_an_answer_that_makes_no_sense_counts_as_a_server_that_is_away(reply):
+    api = types.SimpleNamespace(url="http://here:8088", call=lambda *_, **__: reply)
+    with pytest.raises(ServerAway, match="http://here:8088/request answered something strange"):
+        client.OurWire(api, "pc", {}).request({"Wait": 0}, [])

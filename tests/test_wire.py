@@ -520,9 +520,15 @@ def test_a_running_job_is_deleted_by_a_signal_to_its_client(lasting, held):
     assert (lasting.job(job["ID"])["State"], lasting.job(job["ID"])["Status"]) == ("F", "deleted")
 
 
-def test_a_client_is_told_to_end_what_the_server_does_not_know(lasting):
+def test_what_the_database_does_not_know_goes_on_and_is_shown(lasting):
     ghost = {"ID": UNKNOWN_ID, "Lease": "x"}
-    assert poll(lasting, running=[ghost])["Signals"] == [{"ID": UNKNOWN_ID, "Signal": "delete"}]
+    assert poll(lasting, "haunted", slots=0, running=[ghost])["Signals"] == []
+    words = f"it has what is not in this database, and is left alone: job {UNKNOWN_ID}"
+    assert [node["Comment"] for node in lasting.get("/nodes")[1]["Nodes"] if node["Host"] == "haunted"] == [words]
+    assert poll(lasting, "haunted", slots=0, running=[ghost] * 3)["Signals"] == []
+    assert [node["Comment"] for node in lasting.get("/nodes")[1]["Nodes"] if node["Host"] == "haunted"] == [words + " and 2 more"]
+    poll(lasting, "haunted", slots=0)
+    assert [node["Comment"] for node in lasting.get("/nodes")[1]["Nodes"] if node["Host"] == "haunted"] == [""]
 
 
 def test_a_held_job_is_not_handed_out_and_can_be_deleted(server):
