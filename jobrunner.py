@@ -2816,10 +2816,11 @@ def _follow(options: argparse.Namespace, api: ServerApi) -> int:
     key, other = ("StdErr", "err"), ("StdOut", "out")
     key, other = (key, other) if options.e else (other, key)
     asked: Record = {"id": options.job, "wait": 30, key[1]: 0, other[1]: 10**17, "run": 0}  # nothing of the other
-    said, left_out = "", 0
+    said, left_out, missed = "", 0, False
     while True:
-        output = _ask(api, "/output", query=asked, timeout=90)
+        output, was_away = _next_output(api, asked)
         piece = output.get(key[0])
+        missed = not piece and (missed or was_away)
         if output["State"] == "F" and not piece and not asked[key[1]]:  # it was over before anybody followed it
             _out_bytes(_ask(api, "/output", query={"id": options.job})[key[0]])
         if piece:
@@ -2831,6 +2832,8 @@ def _follow(options: argparse.Namespace, api: ServerApi) -> int:
             _out_bytes(piece["Text"])
             asked.update({key[1]: piece["Next"], "run": output["Run"]})
         if output["State"] == "F":
+            if missed and asked[key[1]]:
+                _warn(f"job {options.job} ended meanwhile: qcat {options.job} shows the end of its output")
             if left_out:
                 words = f"{left_out} bytes left out, since it printed faster than could be sent"
                 _warn(f"job {options.job}: {words}; all are in its file on {output['Host']}")
@@ -2841,6 +2844,20 @@ def _follow(options: argparse.Namespace, api: ServerApi) -> int:
         if words and words != said:
             _warn(f"job {options.job} is {words}")
         said = words
+
+
+def _next_output(api: ServerApi, asked: Record) -> Tuple[Record, bool]:
+    """What there is to print, and whether the server was away meanwhile; raises ServerAway if it is from the beginning."""
+    was_away = False
+    while True:
+        try:
+            return _ask(api, "/output", query=asked, timeout=90), was_away
+        except ServerAway as error:
+            if not asked["run"] or isinstance(error, NotTrusted):
+                raise
+            _warn(f"{error}; waiting for it")
+            was_away = True
+            time.sleep(2)
 
 
 def _out_bytes(text: str) -> None:

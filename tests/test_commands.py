@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
@@ -324,6 +325,32 @@ def test_qcat_f_goes_on_with_the_next_run(desk):
     desk.lab.write("again.2", "")
     out, err = reader.rest()
     assert out == b"" and "run 2 begins" in err
+
+
+@pytest.mark.parametrize("meanwhile", [False, True], ids=["goes on", "ends meanwhile"])
+def test_qcat_f_waits_for_a_server_that_is_started_again(lab, meanwhile):
+    server = lab.server()
+    client = lab.client(server)
+    script = 'echo one; until [ -e two ]; do sleep 0.05; done; echo two; until [ -e end ]; do sleep 0.05; done'
+    (number,) = server.add(["sh", "-c", script])
+    reader = Reader(types.SimpleNamespace(server=server, lab=lab), number)
+    assert reader.line() == "one\n"
+    server.kill()
+    while "waiting for it" not in reader.process.stderr.readline().decode():
+        assert reader.process.poll() is None
+    lab.write("two", "")
+    if meanwhile:
+        os.kill(reader.process.pid, signal.SIGSTOP)
+        lab.write("end", "")
+    server = lab.server(port=server.port)
+    if meanwhile:
+        server.over(number)
+        os.kill(reader.process.pid, signal.SIGCONT)
+    else:
+        assert reader.line() == "two\n"
+    lab.write("end", "")
+    out, err = reader.rest()
+    assert (out, "ended meanwhile" in err, client.poll()) == (b"", meanwhile, None)
 
 
 def test_qcat_f_stays_with_a_job_that_prints_faster_than_can_be_sent(desk):
