@@ -2210,8 +2210,9 @@ class Queue:
             )
             checked.append((report, by_status, job_id, lease, host))
         for report, _, job_id, _, _ in checked:
-            if job_id in self.jobs:  # it may be leaving the queue just now
-                self._keep_outputs(self.jobs[job_id], report, wish)
+            job = self.jobs.get(job_id)
+            if job:  # it may be leaving the queue just now
+                self._keep_outputs(job, report, wish)
         return checked
 
     def _take_reports(self, checked: List[Report]) -> Tuple[List[Dict[str, Any]], Optional[Batch]]:

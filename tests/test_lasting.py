@@ -203,8 +203,8 @@ def test_a_job_that_leaves_just_then_costs_no_other_report_that_comes_with_its_o
     second, keep = queue.start(), queue.queue._keep_outputs
     reports = [{"ID": job.id, "Lease": job.lease, "Hostname": "pc", "CPU": 1, "Mem": 1} for job in (second, first)]
 
-    def and_meanwhile(job, report):
-        keep(job, report)
+    def and_meanwhile(job, report, wish):
+        keep(job, report, wish)
         queue.archive.tick()
 
     monkeypatch.setattr(queue.queue, "_keep_outputs", and_meanwhile)
