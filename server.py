@@ -1084,12 +1084,13 @@ class ArraySpec(NamedTuple):
         """Its jobs, made from the template: the tokens {index}, {name} (the job's) and {item}, or the names in the items, are
         replaced in Params, Env, StdOut and StdErr, once, and each job prints to files of its own.  They differ from each
         other in as little memory as they can."""
-        job, own_names = self.template, [item if isinstance(item, dict) else ("item",) for item in items]
-        names = {"index", "name"}.union(*own_names)
+        job, of_items = self.template, set().union(*(item if isinstance(item, dict) else ("item",) for item in items))
+        held = _TOKEN.findall("\n".join([*job.params, *job.env.values(), job.stdout, job.stderr]))
+        names = {"index"} | (of_items | {"name"}).intersection(held)  # the items may have 100,000 more
         fill, unset = _filler(names), {**{name: "{%s}" % name for name in names}, "name": job.title}
         params, env = [fill(word) for word in job.params], {name: fill(text) for name, text in job.env.items()}
         given = [(name, getattr(job, name)) for name in ("stdout", "stderr")]
-        paths = [(name, fill(_own_file(path, names - {"index", "name"}))) for name, path in given if path]
+        paths = [(name, fill(_own_file(path, of_items))) for name, path in given if path]
         own_env = any(formatted for _, formatted in env.values())
         first, last = self.id[:24], int(self.id[24:], 16) + 1
         runtime, number, state, submit_time, shared = job.runtime, self.number, job.state, job.submit_time, job.__dict__
@@ -1142,6 +1143,9 @@ def _check_items(items: Any) -> List[Any]:
                 )
             jobrunner._check_text(f"Items[{place}]", text)
     return items
+
+
+_TOKEN = re.compile(r"\{(\w+)\}")
 
 
 def _filler(names: Any) -> Callable[[str], Tuple[str, bool]]:

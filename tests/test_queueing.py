@@ -341,6 +341,14 @@ def test_each_line_and_each_combination_is_a_subjob_and_their_texts_are_not_look
     assert lab.job(f"{sweep}[9]").params[0] == "2-{beta}"
 
 
+def test_an_array_whose_items_all_have_a_name_of_their_own_takes_no_longer_than_others(lab):
+    """The product of their numbers would take minutes."""
+    items = [{f"k{place}": str(place)} for place in range(1, 50001)]
+    (sweep,) = lab.add({"Params": ["run", "{k50000}", "{k1}"], "Items": items})
+    assert lab.job(f"{sweep}[1]").params == ["run", "{k50000}", "1"]
+    assert lab.job(f"{sweep}[50000]").params == ["run", "50000", "{k1}"]
+
+
 @pytest.mark.parametrize(
     "keys, words",
     [
