@@ -113,6 +113,7 @@ FOLLOW_ALIVE = 10  # s after which a stream with nothing new says so
 LONGEST_COMMENT = 600  # characters of what a keeper says to an end: many messages are to fit into its pipe
 MAX_ALLOW = 1 << 20  # characters of an --allow-file
 NO_ROOM = 64 << 10  # bytes free on a disk that is full
+CLIENT_LEVEL, KEEPER_LEVEL = 0x3FF, 0x3FE  # of those that Windows ends first: the client, its keeper, then the jobs
 SWEEP = 3600  # s between looks for outputs that have been kept long enough
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -190,6 +191,13 @@ def creation_time_of(pid: int) -> Optional[int]:
         return creation_time(handle)
     finally:
         library.CloseHandle(ctypes.c_void_p(handle))
+
+
+def ends_before(level: int) -> None:
+    """Windows: at log-off and shutdown this process is ended before those of lower levels; all begin at 0x280.  A keeper
+    that outlived its jobs there would write down as the end of each how Windows ended it."""
+    if WINDOWS:
+        kernel32().SetProcessShutdownParameters(level, 1)  # SHUTDOWN_NORETRY
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -840,6 +848,7 @@ def keep(lock_path: str, priority: str = "0") -> int:
     nice = int(priority)
     if nice and not WINDOWS:
         os.nice(nice)
+    ends_before(KEEPER_LEVEL)
     parent = os.getppid()
     while True:
         try:
@@ -2937,6 +2946,7 @@ def work(options: argparse.Namespace) -> int:
     log = logging.getLogger("client")
     options.hostname = options.hostname or socket.gethostname()
     api = jobrunner.connection(options, options.server, lambda words: log.warning("token.file: %s", words))
+    ends_before(CLIENT_LEVEL)  # or it would see its keeper die, and start another
     spool = Spool(options.spool, log, socket.gethostname())
     if options.workdir:
         try:

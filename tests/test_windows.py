@@ -520,6 +520,32 @@ def ids(database):
     return {bucket: set(database[bucket]) for bucket in BUCKETS}
 
 
+LEVELS = """if True:
+    import ctypes, os, sys
+    sys.path.insert(0, sys.argv[1])
+    import client, jobrunner
+
+    def level():
+        found = ctypes.c_uint32(), ctypes.c_uint32()
+        assert ctypes.windll.kernel32.GetProcessShutdownParameters(*map(ctypes.byref, found))
+        return found[0].value
+
+    levels = [level()]
+    client.keep("lock")  # its input has ended
+    levels.append(level())
+    client.Agent.run = lambda agent: 0
+    assert client.main(["--server", "127.0.0.1:1"]) == 0
+    print("levels", levels + [level()])"""
+
+
+def test_at_log_off_windows_ends_the_client_then_its_keeper_and_the_jobs_after_them(windows_lab):
+    line = [*python_of("3.8"), "-S", "-c", LEVELS, native(ROOT)]
+    done = subprocess.run(
+        line, cwd=windows_lab.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=PATIENCE
+    )
+    assert done.stdout.split(b"levels ")[1].split() == b"[640, 1022, 1023]".split(), done
+
+
 def test_a_windows_server_keeps_its_database_to_itself_loses_nothing_when_killed_and_leaves_it_whole(windows_lab, lab):
     server = windows_lab.server(python=python_of("3.8"))
     numbers = server.add({"Params": ["ä 日本", "a&b"], "Name": "é"}, ["b"], ["c"])
