@@ -200,6 +200,14 @@ def ends_before(level: int) -> None:
         kernel32().SetProcessShutdownParameters(level, 1)  # SHUTDOWN_NORETRY
 
 
+def shows_no_errors() -> None:
+    """Windows: what this process starts and all they start end at once when they crash, or lack a DLL, with the code that
+    says so.  Else Windows may show a window first, and they last until somebody has closed it."""
+    if WINDOWS:
+        # SEM_FAILCRITICALERRORS, SEM_NOGPFAULTERRORBOX, SEM_NOOPENFILEERRORBOX
+        kernel32().SetErrorMode(kernel32().GetErrorMode() | 0x8003)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What ps and tasklist print
 # ---------------------------------------------------------------------------------------------------------------------
@@ -849,6 +857,7 @@ def keep(lock_path: str, priority: str = "0") -> int:
     if nice and not WINDOWS:
         os.nice(nice)
     ends_before(KEEPER_LEVEL)
+    shows_no_errors()
     parent = os.getppid()
     while True:
         try:

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import uuid
 
 import pytest
@@ -520,30 +521,37 @@ def ids(database):
     return {bucket: set(database[bucket]) for bucket in BUCKETS}
 
 
-LEVELS = """if True:
-    import ctypes, os, sys
-    sys.path.insert(0, sys.argv[1])
-    import client, jobrunner
-
-    def level():
-        found = ctypes.c_uint32(), ctypes.c_uint32()
-        assert ctypes.windll.kernel32.GetProcessShutdownParameters(*map(ctypes.byref, found))
-        return found[0].value
-
-    levels = [level()]
-    client.keep("lock")  # its input has ended
-    levels.append(level())
-    client.Agent.run = lambda agent: 0
-    assert client.main(["--server", "127.0.0.1:1"]) == 0
-    print("levels", levels + [level()])"""
+def from_inside(lab, code, **kwargs):
+    """What some lines print that import the three programs on Windows; `kernel32` and `number`, which can be given to it
+    by reference, are there."""
+    begin = "import ctypes, sys; sys.path.insert(0, sys.argv[1]); import client, jobrunner, server\n"
+    begin += "kernel32, number = ctypes.windll.kernel32, ctypes.c_uint32\n"
+    line = [*python_of("3.8"), "-S", "-c", begin + textwrap.dedent(code), native(ROOT)]
+    done = subprocess.run(line, cwd=lab.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=PATIENCE)
+    assert done.returncode == 0, done
+    return done.stdout.decode().splitlines()
 
 
 def test_at_log_off_windows_ends_the_client_then_its_keeper_and_the_jobs_after_them(windows_lab):
-    line = [*python_of("3.8"), "-S", "-c", LEVELS, native(ROOT)]
-    done = subprocess.run(
-        line, cwd=windows_lab.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=PATIENCE
-    )
-    assert done.stdout.split(b"levels ")[1].split() == b"[640, 1022, 1023]".split(), done
+    code = """
+        def level():
+            found = number(), number()
+            assert kernel32.GetProcessShutdownParameters(*map(ctypes.byref, found))
+            return found[0].value
+
+        levels = [level()]
+        client.keep("lock")  # its input has ended
+        levels.append(level())
+        client.Agent.run = lambda agent: 0
+        assert client.main(["--server", "127.0.0.1:1"]) == 0
+        print(*levels, level())"""
+    assert from_inside(windows_lab, code)[-1] == "640 1022 1023"
+
+
+def test_a_job_that_crashes_on_windows_does_not_wait_for_somebody_who_reads_what_windows_says_of_it(windows_lab):
+    # what it starts inherits that (Wine has no such windows, and passes it on to nobody)
+    code = "kernel32.SetErrorMode(4); client.keep('lock'); print(hex(kernel32.GetErrorMode()))"
+    assert from_inside(windows_lab, code)[-1] == "0x8007"
 
 
 def test_a_windows_server_keeps_its_database_to_itself_loses_nothing_when_killed_and_leaves_it_whole(windows_lab, lab):
