@@ -2977,6 +2977,7 @@ def work(options: argparse.Namespace) -> int:
 def main(argv: Optional[List[str]] = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     options = arguments().parse_args(argv)
+    make_selectable = jobrunner.unselectable_console()
     try:
         jobrunner.start_log(options.log_level, options.log_file)
         return work(options)
@@ -2985,6 +2986,8 @@ def main(argv: Optional[List[str]] = None) -> int:
         return 1
     except KeyboardInterrupt:  # before Agent.stop takes it
         return 130
+    finally:
+        make_selectable()
 
 
 if __name__ == "__main__":

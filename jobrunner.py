@@ -1460,6 +1460,27 @@ def when_input_ends(action: Callable[[], None]) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+def unselectable_console() -> Callable[[], None]:
+    """Windows: a click into the console's window selects nothing any more.  Else it would keep whatever writes there
+    waiting until somebody ends the selection, and with a line of the log every thread: no job is ended at its limit,
+    nobody gets an answer.  What is returned makes it as it was."""
+    try:
+        import msvcrt
+
+        console = os.open("CONIN$", os.O_RDWR)
+    except (ImportError, OSError):  # not Windows; no console
+        return lambda: None
+    import ctypes
+
+    handle = ctypes.c_void_p(msvcrt.get_osfhandle(console))  # type: ignore[attr-defined]
+    kernel32, mode = ctypes.WinDLL("kernel32"), ctypes.c_uint32()  # type: ignore[attr-defined]
+    if not kernel32.GetConsoleMode(handle, ctypes.byref(mode)):
+        return lambda: None
+    # ENABLE_EXTENDED_FLAGS without ENABLE_QUICK_EDIT_MODE
+    kernel32.SetConsoleMode(handle, mode.value & ~0x40 | 0x80)
+    return lambda: kernel32.SetConsoleMode(handle, mode.value | 0x80)
+
+
 def start_log(level: str, path: str = "", max_bytes: int = 10 << 20, backups: int = 5) -> None:
     """Log lines on stderr, or in the file `path`: time in UTC, level, event, then key=value.
 

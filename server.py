@@ -5509,6 +5509,7 @@ def tokens_wanted(options: argparse.Namespace) -> bool:
 def main(argv: Optional[List[str]] = None) -> int:
     options = arguments().parse_args(argv)
     os.umask(0o077)  # whatever it writes is its owner's alone
+    make_selectable = jobrunner.unselectable_console()
     try:
         if tokens_wanted(options):
             return 0
@@ -5519,6 +5520,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     except JobrunnerError as error:
         print(f"server.py: {error}", file=sys.stderr)
         return 1
+    finally:
+        make_selectable()
     return 0
 
 

@@ -521,15 +521,26 @@ def ids(database):
     return {bucket: set(database[bucket]) for bucket in BUCKETS}
 
 
-def from_inside(lab, code, **kwargs):
-    """What some lines print that import the three programs on Windows; `kernel32` and `number`, which can be given to it
-    by reference, are there."""
-    begin = "import ctypes, sys; sys.path.insert(0, sys.argv[1]); import client, jobrunner, server\n"
-    begin += "kernel32, number = ctypes.windll.kernel32, ctypes.c_uint32\n"
-    line = [*python_of("3.8"), "-S", "-c", begin + textwrap.dedent(code), native(ROOT)]
+BEGIN = """
+import ctypes, msvcrt, subprocess, sys
+sys.path.insert(0, sys.argv[1])
+import client, jobrunner, server
+kernel32, number = ctypes.windll.kernel32, ctypes.c_uint32
+"""
+IN_A_CONSOLE = """
+import subprocess, sys
+line = [sys.executable, "-S", "-c"] + sys.argv[2:0:-1]
+print(subprocess.run(line, stdout=subprocess.PIPE, creationflags=0x08000000, check=True).stdout.decode())"""
+
+
+def from_inside(lab, code, console=False):
+    """What some lines print that look at the three programs from inside, on Windows; `number()` can be given to a function
+    of `kernel32` by reference."""
+    words = [BEGIN + textwrap.dedent(code), native(ROOT)]
+    line = [*python_of("3.8"), "-S", "-c", *([IN_A_CONSOLE] + words[::-1] if console else words)]
     done = subprocess.run(line, cwd=lab.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=PATIENCE)
     assert done.returncode == 0, done
-    return done.stdout.decode().splitlines()
+    return done.stdout.decode().strip().splitlines()
 
 
 def test_at_log_off_windows_ends_the_client_then_its_keeper_and_the_jobs_after_them(windows_lab):
@@ -552,6 +563,24 @@ def test_a_job_that_crashes_on_windows_does_not_wait_for_somebody_who_reads_what
     # what it starts inherits that (Wine has no such windows, and passes it on to nobody)
     code = "kernel32.SetErrorMode(4); client.keep('lock'); print(hex(kernel32.GetErrorMode()))"
     assert from_inside(windows_lab, code)[-1] == "0x8007"
+
+
+def test_a_click_into_its_window_does_not_hold_up_a_client_or_server_that_writes_there(windows_lab):
+    code = """
+        def mode():
+            found = number()
+            with open("CONIN$", "rb") as console:
+                handle = ctypes.c_void_p(msvcrt.get_osfhandle(console.fileno()))
+                assert kernel32.GetConsoleMode(handle, ctypes.byref(found))
+            return found.value
+
+        modes = []
+        client.work = server.serve = lambda options: modes.append(mode()) or 0
+        for program in client, server:
+            modes.append(mode())
+            assert program.main([]) == 0
+        print(*[mode & 0x40 for mode in modes + [mode()]])  # ENABLE_QUICK_EDIT_MODE"""
+    assert from_inside(windows_lab, code, console=True)[-1] == "64 0 64 0 64"
 
 
 def test_a_windows_server_keeps_its_database_to_itself_loses_nothing_when_killed_and_leaves_it_whole(windows_lab, lab):
