@@ -52,7 +52,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 try:
     import jobrunner
@@ -745,7 +745,7 @@ class Keeper:
         env = {name: text for name, text in {**self.environ, **order["Env"]}.items() if text is not None}
         try:
             return subprocess.Popen(
-                program(params, env),
+                program(params, env, order["WorkDir"]),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -754,7 +754,8 @@ class Keeper:
                 **self.popen,
             )
         except OSError as error:
-            at_fault = error.filename if error.filename == order["WorkDir"] else params[0]
+            nowhere = getattr(error, "winerror", None) == 267  # so Windows says it, and names no folder
+            at_fault = order["WorkDir"] if nowhere or error.filename == order["WorkDir"] else params[0]
             comment, full = f"cannot start {at_fault}: {os_words(error)}", disk_full(error)
         except (ValueError, BadRequest) as error:  # what no program can be given: a lone half of a surrogate pair
             comment, full = f"cannot start {params[0]}: {error}", False
@@ -836,18 +837,23 @@ def _at_once(path: str, flags: int) -> int:
     return file
 
 
-def program(params: List[str], env: Dict[str, str]) -> List[str]:
-    """The argv to start; on Windows with the extension found, and BadRequest where cmd.exe would change an argument."""
+def program(params: List[str], env: Dict[str, str], workdir: str = "") -> Union[List[str], str]:
+    """What to start.  On Windows the program is found first, with its extension, and a path to it begins in `workdir`, as
+    it does on Linux; BadRequest where cmd.exe would change an argument."""
     if not WINDOWS:
         return params
     import shutil
 
-    found = shutil.which(params[0], path=env.get("PATH")) or params[0]
+    name = os.path.join(workdir, params[0]) if os.path.dirname(params[0]) else params[0]
+    found = shutil.which(name, path=env.get("PATH")) or name
     if found.rstrip(". ").lower().endswith((".bat", ".cmd")):  # Windows drops dots and blanks at a name's end
         # A batch file is run by cmd.exe, which parses the command line once more, quotes or not.
         for word in params[1:]:
             if re.search(r'[&|<>^%!"\r\n]', word):
                 raise BadRequest(f"a batch file cannot be given {word!r} safely: cmd.exe would act on its characters")
+        # In quotes it acts on none of these, in the name of a folder say; Popen sets them only where there are blanks.
+        if re.search(r"[&^()@,;=]", found):
+            return f'"{found}" {subprocess.list2cmdline(params[1:])}'
     return [found] + params[1:]
 
 

@@ -248,7 +248,7 @@ def test_what_cannot_be_started_has_failed_with_minus_8_and_a_comment_that_says_
     bat = native(room.lab.write("echoes.bat", "@echo %*>ran\r\n"), room.system)
     wanted = [({"Params": ["no-such-program", "x"]}, ["no-such-program"])]
     nowhere = native(room.lab.path("no such folder"), room.system)
-    wanted.append(({"Params": [*room.python, "-c", "1"], "WorkDir": nowhere}, ["cannot start "]))
+    wanted.append(({"Params": [*room.python, "-c", "1"], "WorkDir": nowhere}, [f"cannot start {nowhere}: "]))
     if room.system != LINUX:
         for path, word in ((bat, "a&b"), (bat, "%PATH%"), (bat, 'a"b'), ("echoes", "x|y")):  # found with its extension
             wanted.append(({"Params": [path, word]}, ["batch file", repr(word), "cmd.exe"]))
@@ -256,6 +256,21 @@ def test_what_cannot_be_started_has_failed_with_minus_8_and_a_comment_that_says_
         assert (job["Status"], job["ExitStatus"]) == ("failed", -8), job
         assert all(word in job["Comment"] for word in words) and len(job["Comment"].splitlines()) == 1, job["Comment"]
     assert not os.path.exists(room.lab.path("ran"))
+
+
+def test_a_path_to_a_program_begins_in_the_folder_that_its_job_runs_in_whatever_that_is_called(room):
+    bat = "@echo off\r\necho got %1 %2\r\nexit /b 3\r\n"
+    name, text = ("run", "#!/bin/sh\necho got $1 $2\nexit 3\n") if room.system == LINUX else ("run.bat", bat)
+    jobs = []
+    for folder in ("plain", "R&D, (one)", "R&D,(two)"):
+        os.mkdir(room.lab.path(folder))
+        os.chmod(room.lab.write(os.path.join(folder, name), text), 0o700)
+        path = native(room.lab.path(folder), room.system)
+        begin = "./" if room.system == LINUX else ".\\"
+        jobs += [{"Params": [begin + name, "a", "b"], "WorkDir": path}]
+        jobs += [{"Params": [native(room.lab.path(folder, name), room.system), "a", "b"]}]
+    for job in room.run(*jobs):
+        assert (job["ExitStatus"], room.output(job["ID"]).split()) == (3, ["got", "a", "b"]), job
 
 
 WORDS = [
