@@ -364,7 +364,7 @@ class LinuxTools:
         targets = [f"-{pid}"] + [str(member) for member in members if member != pid]
         run_tool(["kill", signal_name, "--"] + targets, self.log)
 
-    def cpu_visible(self, params: List[str]) -> bool:
+    def cpu_visible(self, program: str) -> bool:
         return True
 
 
@@ -395,9 +395,13 @@ class WindowsTools:
     def kill(self, pid: int, members: Iterable[int]) -> None:
         run_tool(["taskkill", "/PID", str(pid), "/T", "/F"], self.log)
 
-    def cpu_visible(self, params: List[str]) -> bool:
-        """A batch file's work is done by its children, whose CPU time cannot be seen here."""
-        return not re.search(r"(\.bat|\.cmd|(^|[/\\])cmd(\.exe)?)\Z", params[0], re.IGNORECASE)
+    def cpu_visible(self, program: str) -> bool:
+        """False of what leaves the work to its children, whose CPU time cannot be seen here: batch files and shells, and
+        what does no more than start another program, as all do in the Scripts of a Python or a virtual environment."""
+        folder, beside = os.path.dirname(program), ("pyvenv.cfg", os.path.join(os.pardir, "pyvenv.cfg"))
+        launcher = re.search(r"[/\\](scripts|javapath|shims)[/\\][^/\\]*\Z", program, re.IGNORECASE)
+        launcher = launcher or any(os.path.exists(os.path.join(folder, name)) for name in beside)
+        return not (launcher or is_batch(program) or _is_program(program.rstrip(". "), SHELLS))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -837,16 +841,29 @@ def _at_once(path: str, flags: int) -> int:
     return file
 
 
+def windows_program(name: str, path: Optional[str], workdir: str) -> str:
+    """The file of that name, found on the PATH unless it is a path; the name if there is none."""
+    import shutil
+
+    name = os.path.join(workdir, name) if os.path.dirname(name) else name
+    return shutil.which(name, path=path) or name
+
+
+BATCH = (".bat", ".cmd")
+SHELLS = "cmd|sh|bash|dash|zsh|powershell|pwsh|py|pyw"
+
+
+def is_batch(program: str) -> bool:
+    return program.rstrip(". ").lower().endswith(BATCH)  # Windows drops dots and blanks at a name's end
+
+
 def program(params: List[str], env: Dict[str, str], workdir: str = "") -> Union[List[str], str]:
     """What to start.  On Windows the program is found first, with its extension, and a path to it begins in `workdir`, as
     it does on Linux; BadRequest where cmd.exe would change an argument."""
     if not WINDOWS:
         return params
-    import shutil
-
-    name = os.path.join(workdir, params[0]) if os.path.dirname(params[0]) else params[0]
-    found = shutil.which(name, path=env.get("PATH")) or name
-    if found.rstrip(". ").lower().endswith((".bat", ".cmd")):  # Windows drops dots and blanks at a name's end
+    found = windows_program(params[0], env.get("PATH"), workdir)
+    if is_batch(found):
         # A batch file is run by cmd.exe, which parses the command line once more, quotes or not.
         for word in params[1:]:
             if re.search(r'[&|<>^%!"\r\n]', word):
@@ -1270,9 +1287,6 @@ def script_bytes(name: str, text: str, windows: bool = WINDOWS) -> bytes:
     elif not windows and text.partition("\n")[0].endswith("\r"):
         text = text.replace("\r\n", "\n")
     return (text if windows else text.lstrip("\ufeff")).encode("utf-8", "surrogateescape")
-
-
-BATCH = (".bat", ".cmd")
 
 
 def _kind(name: str) -> str:
@@ -2242,9 +2256,14 @@ class Agent:
     def _dead_watch(self, job: Job) -> Optional[DeadWatch]:
         if not self.options.dead_after:
             return None
-        if not self.tools.cpu_visible(job.params):
+        words = job.params
+        with contextlib.suppress(BadRequest):  # what runs it is not there any more
+            words = (interpreter(job) if is_script(job) else []) or words
+        path = {name.upper(): text for name, text in job.env.items()}.get("PATH")
+        if not self.tools.cpu_visible(windows_program(words[0], path, job.workdir) if WINDOWS else words[0]):
             self._say_once(
-                "job.watch: the CPU time of batch files and cmd.exe cannot be seen: they never count as dead"
+                "job.watch: the CPU time of what batch files, shells such as cmd.exe, and launchers of programs start "
+                "cannot be seen: they never count as dead"
             )
             return None
         step = self._sample_step()

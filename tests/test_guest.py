@@ -242,9 +242,30 @@ def test_that_batch_files_never_count_as_dead_is_said_once(caplog):
     agent.tools, agent.log, agent.said = client.WindowsTools(None), logging.getLogger("test"), {}
     agent.options = argparse.Namespace(dead_after=1)
     with caplog.at_level("WARNING"):
-        for program in ("run.bat", "RUN.CMD", "C:\\Windows\\cmd.exe", "cmd"):
+        for program in ("run.bat", "RUN.CMD", "run.bat. ", "C:\\Windows\\cmd.exe", "cmd", "powershell", "sh.exe", "py"):
             assert agent._dead_watch(Job([program])) is None
     assert [entry.message.count("cmd.exe") for entry in caplog.records] == [1]
+
+
+def test_what_starts_another_program_on_windows_and_waits_for_it_does_not_count_as_dead(tmp_path):
+    for name in ("venv/Scripts", "uv/bin", "python"):
+        os.makedirs(tmp_path / name)
+    for name in ("venv/pyvenv.cfg", "uv/pyvenv.cfg"):
+        (tmp_path / name).write_text("home = C:\\python\n")
+    tools, found = client.WindowsTools(None), str(tmp_path)
+    for launcher in (
+        found + "/venv/Scripts/python.exe", found + "/uv/bin/python.exe", "C:\\Python\\Scripts\\tool.exe",
+        "C:\\Program Files\\Common Files\\Oracle\\Java\\javapath\\java.exe",
+    ):  # fmt: skip
+        assert not tools.cpu_visible(launcher), launcher
+    for worker in (
+        found + "/python/python.exe",
+        "python",
+        "C:\\Java\\bin\\java.exe",
+        "C:\\Scripts\\x\\y.exe",
+        "happy.exe",
+    ):
+        assert tools.cpu_visible(worker), worker
 
 
 # -- the spool --------------------------------------------------------------------------------------------------------
