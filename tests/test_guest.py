@@ -831,7 +831,7 @@ def test_with_its_farewell_a_client_gives_back_what_came_while_it_was_being_stop
     wire = argparse.Namespace(one_at_a_time=False, request=lambda wish, reports, timeout: (
         sent.append((wish["Running"], reports)) or client.Reply([], [], bool(reports))))  # fmt: skip
     agent = bare_agent(wire=wire, node={}, polls=0, open_polls=[], outbox={}, under_way={}, carries_reports=True)
-    agent.away, agent.poll_at, agent.away_until = client.Backoff(), None, 0.0
+    agent.away, agent.poll_at, agent.away_until, agent.refused = client.Backoff(), None, 0.0, {}
     agent.temp, agent.spool = argparse.Namespace(give_back=None), argparse.Namespace(remove=None)
     agent.poll_news = threading.Condition(agent.lock)
     agent._give_back(Job.from_record({"Params": ["a"], "ID": "x", "Lease": "l", "RunCount": 1}), "it was stopped")
