@@ -1521,6 +1521,10 @@ def _log_file(path: str, max_bytes: int, backups: int) -> Any:
 
         def doRollover(self) -> None:
             try:
+                if self.stream:
+                    self.stream.close()
+                    self.stream = None
+                os.rename(self.baseFilename, self.baseFilename)  # or the older ones would move first, and the oldest go
                 super().doRollover()
             except OSError:  # Windows renames no file that somebody reads: this one grows until it can be
                 self.stream = self.stream or self._open()

@@ -525,13 +525,16 @@ def test_a_log_that_cannot_turn_over_goes_on_where_it_is(tmp_path, monkeypatch, 
     def refuse(*_):
         raise PermissionError(13, "somebody reads it")
 
-    path = tmp_path / "log"
+    path, rename = tmp_path / "log", os.rename
+    for number in (1, 2):
+        (tmp_path / f"log.{number}").write_text(f"older {number}")
     handler = jobrunner._log_file(str(path), 100, 2)
-    monkeypatch.setattr(os, "rename", refuse)
+    monkeypatch.setattr(os, "rename", lambda old, new: refuse() if str(old) == str(path) else rename(old, new))
     for number in range(9):
         handler.emit(logging.makeLogRecord({"msg": f"line {number} {'x' * 80}"}))
     handler.close()
     assert len(path.read_text().splitlines()) == 9 and capsys.readouterr().err == ""
+    assert [(tmp_path / f"log.{number}").read_text() for number in (1, 2)] == ["older 1", "older 2"]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
