@@ -3521,6 +3521,32 @@ def _error_line(error: JobrunnerError) -> str:
     return one_line(f"jobrunner: {'Unknown Job Id: ' if isinstance(error, UnknownJob) else ''}{error}")
 
 
+_on_ctrl_c: Any = None
+
+
+def end_at_ctrl_c() -> None:
+    """Windows: Ctrl-C ends this program at once.  By itself Python hears of it there when what it waits for has come: while
+    one waits for a job, the server's answer, most of a minute later."""
+    global _on_ctrl_c
+    if WINDOWS:
+        import ctypes
+
+        kind = ctypes.WINFUNCTYPE(ctypes.c_int, ctypes.c_uint32)  # type: ignore[attr-defined]
+        _on_ctrl_c = kind(_console_event)
+        ctypes.WinDLL("kernel32").SetConsoleCtrlHandler(_on_ctrl_c, True)  # type: ignore[attr-defined]
+
+
+def _console_event(event: int) -> int:
+    """Called by Windows in a thread of its own; 0 = it is for others to see to."""
+    if event != 0:  # CTRL_C_EVENT
+        return 0
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):  # nobody reads it; pythonw.exe has none
+        pass
+    os._exit(130)
+
+
 def main(argv: Optional[List[str]] = None) -> int:
     words = command_line(sys.argv) if argv is None else argv
     if words and words[0] in _OTHER_COMMANDS:
@@ -3529,6 +3555,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     try:
         if options.function is run:
             return run(options, None)
+        end_at_ctrl_c()
         server = options.server or os.environ.get("JOBRUNNER_SERVER") or f"http://localhost:{DEFAULT_PORT}"
         return options.function(options, connection(options, server))
     except WrongUsage as error:

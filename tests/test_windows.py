@@ -598,6 +598,24 @@ def test_a_click_into_its_window_does_not_hold_up_a_client_or_server_that_writes
     assert from_inside(windows_lab, code, console=True)[-1] == "64 0 64 0 64"
 
 
+def test_ctrl_c_ends_a_command_on_windows_while_the_server_lets_it_wait(windows_lab):
+    code = """
+        import os, signal, socket
+        silent = socket.create_server(("127.0.0.1", 0))
+        line = [sys.executable, os.path.join(sys.argv[1], "jobrunner.py"), "qwait", "--server"]
+        line += ["127.0.0.1:%d" % silent.getsockname()[1], "1"]
+        qwait = subprocess.Popen(line)
+        connection, _ = silent.accept()
+        assert connection.recv(1)
+        signal.signal(signal.SIGINT, lambda *_: None)
+        assert kernel32.GenerateConsoleCtrlEvent(0, 0)  # to all in this console
+        try:
+            print(qwait.wait(20))
+        finally:
+            qwait.kill()"""
+    assert from_inside(windows_lab, code, console=True)[-1] == "130"
+
+
 def test_a_windows_server_keeps_its_database_to_itself_loses_nothing_when_killed_and_leaves_it_whole(windows_lab, lab):
     server = windows_lab.server(python=python_of("3.8"))
     numbers = server.add({"Params": ["ä 日本", "a&b"], "Name": "é"}, ["b"], ["c"])
