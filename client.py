@@ -1240,10 +1240,19 @@ def _make_removable(path: str) -> None:
     """What a job has made read-only is to go too: folders, and on Windows files as well."""
     os.chmod(path, 0o700)
     for folder, folders, files in os.walk(path):
+        folders[:] = [name for name in folders if not _leads_elsewhere(os.path.join(folder, name))]
         for name in folders + (files if WINDOWS else []):
             inner = os.path.join(folder, name)
-            if not os.path.islink(inner):  # where that leads is none of ours
+            if not os.path.islink(inner):
                 os.chmod(inner, 0o700)
+
+
+def _leads_elsewhere(folder: str) -> bool:
+    """True of a link, and of a junction, as Windows' packages are full of: what is behind them is none of ours."""
+    try:
+        return os.path.islink(folder) or getattr(os.lstat(folder), "st_reparse_tag", 0) == 0xA0000003
+    except OSError:
+        return True
 
 
 def read_piece(path: str, at: Optional[int]) -> Tuple[int, bytes]:

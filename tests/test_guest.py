@@ -268,6 +268,22 @@ def test_what_starts_another_program_on_windows_and_waits_for_it_does_not_count_
         assert tools.cpu_visible(worker), worker
 
 
+def test_what_a_junction_in_a_runs_folder_leads_to_keeps_its_rights_when_the_folder_is_made_removable(
+    tmp_path, monkeypatch
+):
+    """A junction, which is no link to Python before 3.12, seems to be the folder it leads to."""
+    for folder in ("own", "junction"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "file").write_text("")
+        (tmp_path / folder / "file").chmod(0o400)
+    lstat, junction = os.lstat, argparse.Namespace(st_mode=0o040500, st_reparse_tag=0xA0000003)
+    monkeypatch.setattr(os, "lstat", lambda path: junction if str(path).endswith("junction") else lstat(path))
+    monkeypatch.setattr(client, "WINDOWS", True)
+    client._make_removable(str(tmp_path))
+    modes = [(tmp_path / folder / "file").stat().st_mode & 0o777 for folder in ("own", "junction")]
+    assert modes == [0o700, 0o400]
+
+
 # -- the spool --------------------------------------------------------------------------------------------------------
 
 
