@@ -2206,13 +2206,13 @@ def qmgr_print(queue: Record) -> List[str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _out(text: str) -> None:
+def _out(text: str, flush: bool = False) -> None:
     """Prints a line whatever it holds: a console that cannot show a character shows its escape."""
     try:
-        print(text)
+        print(text, flush=flush)
     except UnicodeEncodeError:
         encoding = sys.stdout.encoding or "ascii"
-        print(text.encode(encoding, "backslashreplace").decode(encoding))
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=flush)
 
 
 def _printable(text: str) -> str:

@@ -5466,7 +5466,7 @@ def say_where(server: Server, bind: str) -> None:
     lines = [f"jobrunner {VERSION} serves {queue.store.path} ({len(queue.jobs)} jobs) at {url}"]
     if tls:
         lines.append(f"tls fingerprint SHA256 {tls.fingerprint}")
-    print("\n".join(lines), flush=True)
+    jobrunner._out("\n".join(lines), flush=True)
     if tokens.known is not None:
         log.info("access.tokens file=%s tokens=%d", tokens.path, len(tokens.known))
     elif not (bind in LOOPBACK or bind == "localhost" or bind.startswith("127.")):
