@@ -258,6 +258,14 @@ def now() -> float:
     return round(time.time(), 6)
 
 
+def local_time(moment: float) -> time.struct_time:
+    """As time.localtime; in UTC where that knows no local time: on Windows before 1970, and from the year 3001 on."""
+    try:
+        return time.localtime(moment)
+    except (OSError, OverflowError):
+        return (_EPOCH + timedelta(seconds=moment)).timetuple()
+
+
 @lru_cache(maxsize=1024)  # thousands of jobs are added at one moment
 def format_time(moment: float) -> str:
     """RFC 3339 in UTC: `2026-11-23T17:27:00.923836Z`."""
@@ -2502,7 +2510,7 @@ def _known(fields: Record) -> Record:
 
 def _pbs_time(text: Optional[str]) -> Optional[str]:
     """`Mon Nov 23 17:27:00 2026`, local time."""
-    return time.ctime(parse_time(text)) if text else None
+    return time.asctime(local_time(parse_time(text))) if text else None
 
 
 def history(job: Record, moment: float) -> List[Tuple[float, str]]:
@@ -2817,7 +2825,7 @@ def tracejob(options: argparse.Namespace, api: ServerApi) -> int:
     for label, events in told.items():
         _out(f"Job: {label}\n")
         for when, words in events:
-            _out(f"{time.strftime('%m/%d/%Y %H:%M:%S', time.localtime(when))}  {_printable(words)}")
+            _out(f"{time.strftime('%m/%d/%Y %H:%M:%S', local_time(when))}  {_printable(words)}")
         _out("")
     return 0
 
