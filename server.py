@@ -5426,8 +5426,10 @@ def tune() -> None:
         with contextlib.suppress(OSError):  # where that is forbidden it is merely slower
             os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     sys.setswitchinterval(0.001)  # or a request waits 5 ms for each turn while the snapshot is being made
-    # JSON nested as deeply as Python lets it be needs 2 MB of stack; what is not touched takes no memory.
-    threading.stack_size(8 << 20)
+    # JSON nested as deeply as Python lets it be needs 2 MB of stack; what is not touched takes no memory.  But on Windows
+    # every thread of a size that was asked for has all of it at once: there Python's own, which that fits into, will do.
+    if not WINDOWS:
+        threading.stack_size(8 << 20)
 
 
 def serve(options: argparse.Namespace) -> None:

@@ -616,6 +616,19 @@ def test_ctrl_c_ends_a_command_on_windows_while_the_server_lets_it_wait(windows_
     assert from_inside(windows_lab, code, console=True)[-1] == "130"
 
 
+def test_a_connection_to_a_windows_server_takes_no_8_mb_of_memory(windows_lab):
+    """There a stack whose size is asked for is taken from what memory and paging file have together, used or not."""
+    assert from_inside(windows_lab, "import threading; server.tune(); print(threading.stack_size())")[-1] == "0"
+
+
+def test_json_nested_however_deep_ends_no_server(room):
+    for depth in (500, 2500, 10_000, 100_000):
+        for begin, end in ((b"[", b"]"), (b'{"a":', b"}"), (b'[{"a":', b"}]")):
+            for body in (begin * depth, begin * depth + b"1" + end * depth):
+                assert room.server.fetch("/add", body)[0] == 400
+    assert room.server.fetch("/status")[0] == 200
+
+
 def test_a_windows_server_keeps_its_database_to_itself_loses_nothing_when_killed_and_leaves_it_whole(windows_lab, lab):
     server = windows_lab.server(python=python_of("3.8"))
     numbers = server.add({"Params": ["ä 日本", "a&b"], "Name": "é"}, ["b"], ["c"])
