@@ -2218,11 +2218,14 @@ class Agent:
         return {"Folder": run.folder, "Params": params, "Env": env, "WorkDir": workdir, **run.outputs}
 
     def _is_own_file(self, path: str) -> bool:
-        """True of a place where a job's output would change what this client goes by: who may run what, say."""
+        """True of a place where a job's output would change what this client goes by: who may run what, say.  Raises
+        NoOutput where that cannot be told."""
         try:
             real = os.path.normcase(os.path.realpath(plain_windows_path(path) if WINDOWS else path))
         except ValueError:  # no file can have that name
             return False
+        except OSError as error:  # aux and the like, which are devices of Windows' in every folder
+            raise NoOutput(f"cannot open {path}: {os_words(error)}") from None
         mine = [os.path.join(self.spool.path, name) for name in ("lock", "client")] + self.allow.files + self.own_files
         folders = [self.spool.jobs, self.spool.keepers, self.spool.nodes]
         return real in {os.path.normcase(os.path.realpath(file)) for file in mine} or any(

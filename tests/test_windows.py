@@ -390,6 +390,9 @@ def test_outputs_join_or_go_nowhere_on_windows_too(room):
     jobs = {**job, "Join": "oe"}, {**job, "StdOut": "/dev/null"}, {**job, "StdOut": nowhere}
     for ended, words in zip(room.run(*jobs), (["1", "2"], [], [])):
         assert ended["Status"] == "finished" and room.output(ended["ID"]).split() == words
+    if room.system != LINUX:
+        (ended,) = room.run({**job, "StdOut": "aux"})
+        assert ended["ExitStatus"] == -9 and "aux" in ended["Comment"], ended
 
 
 def test_qsub_typed_on_windows_gives_words_to_the_letter_waits_and_exits_with_the_jobs_status(room):
