@@ -4864,7 +4864,7 @@ class Handler(BaseHTTPRequestHandler):
         except self.server.tls.not_yet:
             return True
         finally:
-            self.connection.setblocking(True)
+            self.connection.settimeout(IDLE if WINDOWS else None)
 
     def _linger(self) -> None:
         """Reads on for a moment before closing: closed at once, with something unread, the system would throw away

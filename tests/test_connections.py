@@ -13,10 +13,12 @@ import ssl
 import subprocess
 import sys
 import threading
+import types
 
 import pytest
 
 import jobrunner
+import server
 from harness import PATIENCE, ROOT, Lab, Server, read, shell, until
 from jobrunner import BadRequest, JobrunnerError, NotTrusted, ServerApi, ServerAway, ServerRefused
 from test_versions import python
@@ -502,6 +504,24 @@ def test_a_run_goes_on_on_its_only_host_however_many_jobs_cannot_start(lab):
 
 def command_words(pid):
     return read(f"/proc/{pid}/cmdline").split("\0")
+
+
+@pytest.mark.parametrize("windows, timeout", [(True, server.IDLE), (False, None)])
+def test_a_look_whether_a_tls_client_is_still_there_leaves_the_time_out_that_windows_needs(
+    monkeypatch, windows, timeout
+):
+    """There nobody else can wake a thread that reads or writes."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        connection = types.SimpleNamespace(
+            pending=lambda: 1, setblocking=ours.setblocking, recv=ours.recv, settimeout=ours.settimeout
+        )
+        handler = server.Handler.__new__(server.Handler)
+        handler.connection, handler.rest = connection, types.SimpleNamespace(first=b"")
+        handler.server = types.SimpleNamespace(tls=types.SimpleNamespace(not_yet=BlockingIOError))
+        monkeypatch.setattr(server, "WINDOWS", windows)
+        assert handler._alive_in_tls()
+        assert ours.gettimeout() == timeout
 
 
 # -- the log in a file
