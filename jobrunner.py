@@ -3565,13 +3565,19 @@ def main(argv: Optional[List[str]] = None) -> int:
             return run(options, None)
         end_at_ctrl_c()
         server = options.server or os.environ.get("JOBRUNNER_SERVER") or f"http://localhost:{DEFAULT_PORT}"
-        return options.function(options, connection(options, server))
+        code = options.function(options, connection(options, server))
+        if sys.stdout:  # pythonw.exe has none
+            sys.stdout.flush()
+        return code
     except WrongUsage as error:
         options.parser.error(str(error))
     except JobrunnerError as error:
         print(_error_line(error), file=sys.stderr)
         return UNKNOWN_JOB if isinstance(error, UnknownJob) else 1
-    except BrokenPipeError:
+    except OSError as error:
+        # EINVAL is what Windows says of a pipe that nobody reads any more
+        if not isinstance(error, BrokenPipeError) and not (WINDOWS and error.errno == errno.EINVAL):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `qstat | head` is no error
         return 1
     except KeyboardInterrupt:

@@ -619,6 +619,16 @@ def test_ctrl_c_ends_a_command_on_windows_while_the_server_lets_it_wait(windows_
     assert from_inside(windows_lab, code, console=True)[-1] == "130"
 
 
+def test_a_command_on_windows_whose_output_nobody_reads_any_more_says_nothing_of_it(windows_lab, lab):
+    code = f"""
+        import os
+        line = [sys.executable, os.path.join(sys.argv[1], "jobrunner.py"), "qstat", "-B", "--server", {lab.server().url!r}]
+        qstat = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        qstat.stdout.close()
+        print(qstat.stderr.read(), qstat.wait())"""
+    assert from_inside(windows_lab, code)[-1] == "b'' 1"
+
+
 def test_a_connection_to_a_windows_server_takes_no_8_mb_of_memory(windows_lab):
     """There a stack whose size is asked for is taken from what memory and paging file have together, used or not."""
     assert from_inside(windows_lab, "import threading; server.tune(); print(threading.stack_size())")[-1] == "0"
