@@ -1334,7 +1334,11 @@ def _windows_interpreter(job: Job, words: List[str]) -> List[str]:
     if _is_program(words[0], "cmd"):
         raise BadRequest(f"cmd.exe runs no script {job.script_name!r}: its name must end in .bat or .cmd")
     powershell = _is_program(words[0], "powershell|pwsh")
-    return [_on_path(words[0], job.env)] + words[1:] + (["-ExecutionPolicy", "Bypass", "-File"] if powershell else [])
+    return [_on_path(words[0], job.env)] + words[1:] + (POWERSHELL if powershell else [])
+
+
+# Without a person's profile, which no job has: it may print, go elsewhere, and take seconds.
+POWERSHELL = ["-NoProfile", "-ExecutionPolicy", "Bypass", "-File"]
 
 
 def _is_program(path: str, names: str) -> bool:

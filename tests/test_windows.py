@@ -334,7 +334,7 @@ def test_a_script_runs_by_what_its_name_or_its_hash_bang_line_or_its_shell_says(
     if room.system != LINUX:
         assert [text.split() for text in printed[2:4]] == [["got", "plain", '"two', 'words"'], ["got"]]
         *flags, file, argument = printed[4].split()
-        assert flags == ["-ExecutionPolicy", "Bypass", "-File"] and argument == "one"
+        assert flags == ["-NoProfile", "-ExecutionPolicy", "Bypass", "-File"] and argument == "one"
         assert file.startswith(native(room.lab.folder)) and file.endswith("\\script-x.PS1")
     until(lambda: not os.listdir(room.lab.path("jobrunner-spool", "jobs")), "the scripts to go")
 
