@@ -842,11 +842,16 @@ def _at_once(path: str, flags: int) -> int:
 
 
 def windows_program(name: str, path: Optional[str], workdir: str) -> str:
-    """The file of that name, found on the PATH unless it is a path; the name if there is none."""
-    import shutil
+    """The file of that name, found on the PATH unless it is a path, also without its extension; the name if there is
+    none."""
+    if not os.path.dirname(name):
+        import shutil
 
-    name = os.path.join(workdir, name) if os.path.dirname(name) else name
-    return shutil.which(name, path=path) or name
+        return shutil.which(name, path=path) or name
+    name = os.path.join(workdir, name)  # shutil.which finds extensions of paths from Python 3.12 on
+    endings = [ending for ending in os.environ.get("PATHEXT", "").lower().split(os.pathsep) if ending]
+    known = name.lower().endswith(tuple(endings))
+    return next(filter(os.path.isfile, [] if known else [name + ending for ending in endings]), name)
 
 
 BATCH = (".bat", ".cmd")

@@ -268,6 +268,7 @@ def test_a_path_to_a_program_begins_in_the_folder_that_its_job_runs_in_whatever_
         path = native(room.lab.path(folder), room.system)
         begin = "./" if room.system == LINUX else ".\\"
         jobs += [{"Params": [begin + name, "a", "b"], "WorkDir": path}]
+        jobs += [{"Params": [begin + "run", "a", "b"], "WorkDir": path}]  # Windows finds its extension
         jobs += [{"Params": [native(room.lab.path(folder, name), room.system), "a", "b"]}]
     for job in room.run(*jobs):
         assert (job["ExitStatus"], room.output(job["ID"]).split()) == (3, ["got", "a", "b"]), job
