@@ -353,6 +353,8 @@ class LinuxTools:
         """True if that process of a snapshot is the one that was started then (see Keeper)."""
         return None not in (started, process.start) and abs(process.start - started) < START_TOLERANCE
 
+    held = staticmethod(contextlib.nullcontext)  # here numbers are not given out again so soon
+
     def end(self, pid: int, members: Iterable[int]) -> None:
         """Asks the job to end: TERM to its group, and to what left the group."""
         self._kill("-TERM", pid, members)
@@ -387,6 +389,19 @@ class WindowsTools:
     def snapshot(self) -> Optional[Dict[int, Process]]:
         printed = run_tool(["tasklist", "/v", "/fo", "csv", "/nh"], self.log)
         return parse_tasklist(printed.decode("utf-8", "replace")) or None if printed is not None else None
+
+    @contextlib.contextmanager
+    def held(self, pid: int) -> Iterator[None]:
+        """As long as it is entered, nobody else is given the number of the process that has it now: between the look at
+        who that is and its end lies the start of taskkill."""
+        handle = kernel32().OpenProcess(0x1000, False, pid)
+        try:
+            yield
+        finally:
+            if handle:
+                import ctypes
+
+                kernel32().CloseHandle(ctypes.c_void_p(handle))
 
     def end(self, pid: int, members: Iterable[int]) -> None:
         """Asks politely; console programs refuse that, and are killed after the delay."""
@@ -2488,10 +2503,11 @@ class Agent:
         if pid and not self.options.kill_delay:
             self._kill(run)  # at once: asked to end first, it might be gone before
         elif pid:
-            members = self._members(run)
-            if members is not None:
-                run.members = {process.pid: process.start for process in members}
-                self.tools.end(pid, run.members)
+            with self.tools.held(pid):
+                members = self._members(run)
+                if members is not None:
+                    run.members = {process.pid: process.start for process in members}
+                    self.tools.end(pid, run.members)
 
     def _members(self, run: Run) -> Optional[List[Process]]:
         """The processes of a run that is to be ended; None = what has its number is a stranger, or may be one.
@@ -2514,12 +2530,15 @@ class Agent:
 
     def _kill(self, run: Run) -> None:
         run.kill_at = self.clock() + KILL_AGAIN
-        members = self._members(run) if run.pid else None
-        if members is not None:
-            run.members.update((process.pid, process.start) for process in members)
-            run.killed = True
-            self.log.info("job.kill job=%s pid=%d processes=%d", run.job, run.pid, len(members))
-            self.tools.kill(run.pid, [process.pid for process in members])
+        if not run.pid:
+            return
+        with self.tools.held(run.pid):
+            members = self._members(run)
+            if members is not None:
+                run.members.update((process.pid, process.start) for process in members)
+                run.killed = True
+                self.log.info("job.kill job=%s pid=%d processes=%d", run.job, run.pid, len(members))
+                self.tools.kill(run.pid, [process.pid for process in members])
 
     def _something_is_left(self, run: Run) -> bool:
         """True while processes of a job's group or tree are there that its own process has left behind; they have the

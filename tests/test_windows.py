@@ -584,6 +584,26 @@ def test_a_job_that_crashes_on_windows_does_not_wait_for_somebody_who_reads_what
     assert from_inside(windows_lab, code)[-1] == "0x8007"
 
 
+def test_the_number_of_a_job_that_is_being_ended_is_nobody_elses_though_it_ends_by_itself_meanwhile(windows_lab):
+    code = """
+        import time
+
+        def end(job):
+            job.communicate(b"x")
+            job._handle.Close()  # its keeper has no more to do with it
+
+        line = [sys.executable, "-S", "-c", "import sys; sys.stdin.read()"]
+        job, other = (subprocess.Popen(line, stdin=subprocess.PIPE) for _ in range(2))
+        created, deadline = client.creation_time(job._handle), time.monotonic() + 20
+        with client.WindowsTools(None).held(job.pid):
+            end(job)
+            end(other)
+            while client.creation_time_of(other.pid) is not None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            print(client.creation_time_of(other.pid), client.creation_time_of(job.pid) == created)"""
+    assert from_inside(windows_lab, code)[-1] == "None True"
+
+
 def test_a_click_into_its_window_does_not_hold_up_a_client_or_server_that_writes_there(windows_lab):
     code = """
         def mode():
