@@ -52,7 +52,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 try:
     import jobrunner
@@ -113,6 +113,7 @@ FOLLOW_ALIVE = 10  # s after which a stream with nothing new says so
 LONGEST_COMMENT = 600  # characters of what a keeper says to an end: many messages are to fit into its pipe
 MAX_ALLOW = 1 << 20  # characters of an --allow-file
 NO_ROOM = 64 << 10  # bytes free on a disk that is full
+CLIENT_LEVEL, KEEPER_LEVEL = 0x3FF, 0x3FE  # of those that Windows ends first: the client, its keeper, then the jobs
 SWEEP = 3600  # s between looks for outputs that have been kept long enough
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -190,6 +191,21 @@ def creation_time_of(pid: int) -> Optional[int]:
         return creation_time(handle)
     finally:
         library.CloseHandle(ctypes.c_void_p(handle))
+
+
+def ends_before(level: int) -> None:
+    """Windows: at log-off and shutdown this process is ended before those of lower levels; all begin at 0x280.  A keeper
+    that outlived its jobs there would write down as the end of each how Windows ended it."""
+    if WINDOWS:
+        kernel32().SetProcessShutdownParameters(level, 1)  # SHUTDOWN_NORETRY
+
+
+def shows_no_errors() -> None:
+    """Windows: what this process starts and all they start end at once when they crash, or lack a DLL, with the code that
+    says so.  Else Windows may show a window first, and they last until somebody has closed it."""
+    if WINDOWS:
+        # SEM_FAILCRITICALERRORS, SEM_NOGPFAULTERRORBOX, SEM_NOOPENFILEERRORBOX
+        kernel32().SetErrorMode(kernel32().GetErrorMode() | 0x8003)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -337,6 +353,8 @@ class LinuxTools:
         """True if that process of a snapshot is the one that was started then (see Keeper)."""
         return None not in (started, process.start) and abs(process.start - started) < START_TOLERANCE
 
+    held = staticmethod(contextlib.nullcontext)  # here numbers are not given out again so soon
+
     def end(self, pid: int, members: Iterable[int]) -> None:
         """Asks the job to end: TERM to its group, and to what left the group."""
         self._kill("-TERM", pid, members)
@@ -348,7 +366,7 @@ class LinuxTools:
         targets = [f"-{pid}"] + [str(member) for member in members if member != pid]
         run_tool(["kill", signal_name, "--"] + targets, self.log)
 
-    def cpu_visible(self, params: List[str]) -> bool:
+    def cpu_visible(self, program: str) -> bool:
         return True
 
 
@@ -372,6 +390,19 @@ class WindowsTools:
         printed = run_tool(["tasklist", "/v", "/fo", "csv", "/nh"], self.log)
         return parse_tasklist(printed.decode("utf-8", "replace")) or None if printed is not None else None
 
+    @contextlib.contextmanager
+    def held(self, pid: int) -> Iterator[None]:
+        """As long as it is entered, nobody else is given the number of the process that has it now: between the look at
+        who that is and its end lies the start of taskkill."""
+        handle = kernel32().OpenProcess(0x1000, False, pid)
+        try:
+            yield
+        finally:
+            if handle:
+                import ctypes
+
+                kernel32().CloseHandle(ctypes.c_void_p(handle))
+
     def end(self, pid: int, members: Iterable[int]) -> None:
         """Asks politely; console programs refuse that, and are killed after the delay."""
         run_tool(["taskkill", "/PID", str(pid), "/T"], self.log)
@@ -379,9 +410,13 @@ class WindowsTools:
     def kill(self, pid: int, members: Iterable[int]) -> None:
         run_tool(["taskkill", "/PID", str(pid), "/T", "/F"], self.log)
 
-    def cpu_visible(self, params: List[str]) -> bool:
-        """A batch file's work is done by its children, whose CPU time cannot be seen here."""
-        return not re.search(r"(\.bat|\.cmd|(^|[/\\])cmd(\.exe)?)\Z", params[0], re.IGNORECASE)
+    def cpu_visible(self, program: str) -> bool:
+        """False of what leaves the work to its children, whose CPU time cannot be seen here: batch files and shells, and
+        what does no more than start another program, as all do in the Scripts of a Python or a virtual environment."""
+        folder, beside = os.path.dirname(program), ("pyvenv.cfg", os.path.join(os.pardir, "pyvenv.cfg"))
+        launcher = re.search(r"[/\\](scripts|javapath|shims)[/\\][^/\\]*\Z", program, re.IGNORECASE)
+        launcher = launcher or any(os.path.exists(os.path.join(folder, name)) for name in beside)
+        return not (launcher or is_batch(program) or _is_program(program.rstrip(". "), SHELLS))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -729,7 +764,7 @@ class Keeper:
         env = {name: text for name, text in {**self.environ, **order["Env"]}.items() if text is not None}
         try:
             return subprocess.Popen(
-                program(params, env),
+                program(params, env, order["WorkDir"]),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -738,7 +773,8 @@ class Keeper:
                 **self.popen,
             )
         except OSError as error:
-            at_fault = error.filename if error.filename == order["WorkDir"] else params[0]
+            nowhere = getattr(error, "winerror", None) == 267  # so Windows says it, and names no folder
+            at_fault = order["WorkDir"] if nowhere or error.filename == order["WorkDir"] else params[0]
             comment, full = f"cannot start {at_fault}: {os_words(error)}", disk_full(error)
         except (ValueError, BadRequest) as error:  # what no program can be given: a lone half of a surrogate pair
             comment, full = f"cannot start {params[0]}: {error}", False
@@ -820,18 +856,41 @@ def _at_once(path: str, flags: int) -> int:
     return file
 
 
-def program(params: List[str], env: Dict[str, str]) -> List[str]:
-    """The argv to start; on Windows with the extension found, and BadRequest where cmd.exe would change an argument."""
+def windows_program(name: str, path: Optional[str], workdir: str) -> str:
+    """The file of that name, found on the PATH unless it is a path, also without its extension; the name if there is
+    none."""
+    if not os.path.dirname(name):
+        import shutil
+
+        return shutil.which(name, path=path) or name
+    name = os.path.join(workdir, name)  # shutil.which finds extensions of paths from Python 3.12 on
+    endings = [ending for ending in os.environ.get("PATHEXT", "").lower().split(os.pathsep) if ending]
+    known = name.lower().endswith(tuple(endings))
+    return next(filter(os.path.isfile, [] if known else [name + ending for ending in endings]), name)
+
+
+BATCH = (".bat", ".cmd")
+SHELLS = "cmd|sh|bash|dash|zsh|powershell|pwsh|py|pyw"
+
+
+def is_batch(program: str) -> bool:
+    return program.rstrip(". ").lower().endswith(BATCH)  # Windows drops dots and blanks at a name's end
+
+
+def program(params: List[str], env: Dict[str, str], workdir: str = "") -> Union[List[str], str]:
+    """What to start.  On Windows the program is found first, with its extension, and a path to it begins in `workdir`, as
+    it does on Linux; BadRequest where cmd.exe would change an argument."""
     if not WINDOWS:
         return params
-    import shutil
-
-    found = shutil.which(params[0], path=env.get("PATH")) or params[0]
-    if found.rstrip(". ").lower().endswith((".bat", ".cmd")):  # Windows drops dots and blanks at a name's end
+    found = windows_program(params[0], env.get("PATH"), workdir)
+    if is_batch(found):
         # A batch file is run by cmd.exe, which parses the command line once more, quotes or not.
         for word in params[1:]:
             if re.search(r'[&|<>^%!"\r\n]', word):
                 raise BadRequest(f"a batch file cannot be given {word!r} safely: cmd.exe would act on its characters")
+        # In quotes it acts on none of these, in the name of a folder say; Popen sets them only where there are blanks.
+        if re.search(r"[&^()@,;=]", found):
+            return f'"{found}" {subprocess.list2cmdline(params[1:])}'
     return [found] + params[1:]
 
 
@@ -840,6 +899,8 @@ def keep(lock_path: str, priority: str = "0") -> int:
     nice = int(priority)
     if nice and not WINDOWS:
         os.nice(nice)
+    ends_before(KEEPER_LEVEL)
+    shows_no_errors()
     parent = os.getppid()
     while True:
         try:
@@ -1199,10 +1260,19 @@ def _make_removable(path: str) -> None:
     """What a job has made read-only is to go too: folders, and on Windows files as well."""
     os.chmod(path, 0o700)
     for folder, folders, files in os.walk(path):
+        folders[:] = [name for name in folders if not _leads_elsewhere(os.path.join(folder, name))]
         for name in folders + (files if WINDOWS else []):
             inner = os.path.join(folder, name)
-            if not os.path.islink(inner):  # where that leads is none of ours
+            if not os.path.islink(inner):
                 os.chmod(inner, 0o700)
+
+
+def _leads_elsewhere(folder: str) -> bool:
+    """True of a link, and of a junction, as Windows' packages are full of: what is behind them is none of ours."""
+    try:
+        return os.path.islink(folder) or getattr(os.lstat(folder), "st_reparse_tag", 0) == 0xA0000003
+    except OSError:
+        return True
 
 
 def read_piece(path: str, at: Optional[int]) -> Tuple[int, bytes]:
@@ -1248,9 +1318,6 @@ def script_bytes(name: str, text: str, windows: bool = WINDOWS) -> bytes:
     return (text if windows else text.lstrip("\ufeff")).encode("utf-8", "surrogateescape")
 
 
-BATCH = (".bat", ".cmd")
-
-
 def _kind(name: str) -> str:
     return os.path.splitext(script_file(name))[1].lower()
 
@@ -1287,7 +1354,11 @@ def _windows_interpreter(job: Job, words: List[str]) -> List[str]:
     if _is_program(words[0], "cmd"):
         raise BadRequest(f"cmd.exe runs no script {job.script_name!r}: its name must end in .bat or .cmd")
     powershell = _is_program(words[0], "powershell|pwsh")
-    return [_on_path(words[0], job.env)] + words[1:] + (["-ExecutionPolicy", "Bypass", "-File"] if powershell else [])
+    return [_on_path(words[0], job.env)] + words[1:] + (POWERSHELL if powershell else [])
+
+
+# Without a person's profile, which no job has: it may print, go elsewhere, and take seconds.
+POWERSHELL = ["-NoProfile", "-ExecutionPolicy", "Bypass", "-File"]
 
 
 def _is_program(path: str, names: str) -> bool:
@@ -2171,11 +2242,14 @@ class Agent:
         return {"Folder": run.folder, "Params": params, "Env": env, "WorkDir": workdir, **run.outputs}
 
     def _is_own_file(self, path: str) -> bool:
-        """True of a place where a job's output would change what this client goes by: who may run what, say."""
+        """True of a place where a job's output would change what this client goes by: who may run what, say.  Raises
+        NoOutput where that cannot be told."""
         try:
             real = os.path.normcase(os.path.realpath(plain_windows_path(path) if WINDOWS else path))
         except ValueError:  # no file can have that name
             return False
+        except OSError as error:  # aux and the like, which are devices of Windows' in every folder
+            raise NoOutput(f"cannot open {path}: {os_words(error)}") from None
         mine = [os.path.join(self.spool.path, name) for name in ("lock", "client")] + self.allow.files + self.own_files
         folders = [self.spool.jobs, self.spool.keepers, self.spool.nodes]
         return real in {os.path.normcase(os.path.realpath(file)) for file in mine} or any(
@@ -2218,9 +2292,14 @@ class Agent:
     def _dead_watch(self, job: Job) -> Optional[DeadWatch]:
         if not self.options.dead_after:
             return None
-        if not self.tools.cpu_visible(job.params):
+        words = job.params
+        with contextlib.suppress(BadRequest):  # what runs it is not there any more
+            words = (interpreter(job) if is_script(job) else []) or words
+        path = {name.upper(): text for name, text in job.env.items()}.get("PATH")
+        if not self.tools.cpu_visible(windows_program(words[0], path, job.workdir) if WINDOWS else words[0]):
             self._say_once(
-                "job.watch: the CPU time of batch files and cmd.exe cannot be seen: they never count as dead"
+                "job.watch: the CPU time of what batch files, shells such as cmd.exe, and launchers of programs start "
+                "cannot be seen: they never count as dead"
             )
             return None
         step = self._sample_step()
@@ -2424,10 +2503,11 @@ class Agent:
         if pid and not self.options.kill_delay:
             self._kill(run)  # at once: asked to end first, it might be gone before
         elif pid:
-            members = self._members(run)
-            if members is not None:
-                run.members = {process.pid: process.start for process in members}
-                self.tools.end(pid, run.members)
+            with self.tools.held(pid):
+                members = self._members(run)
+                if members is not None:
+                    run.members = {process.pid: process.start for process in members}
+                    self.tools.end(pid, run.members)
 
     def _members(self, run: Run) -> Optional[List[Process]]:
         """The processes of a run that is to be ended; None = what has its number is a stranger, or may be one.
@@ -2450,12 +2530,15 @@ class Agent:
 
     def _kill(self, run: Run) -> None:
         run.kill_at = self.clock() + KILL_AGAIN
-        members = self._members(run) if run.pid else None
-        if members is not None:
-            run.members.update((process.pid, process.start) for process in members)
-            run.killed = True
-            self.log.info("job.kill job=%s pid=%d processes=%d", run.job, run.pid, len(members))
-            self.tools.kill(run.pid, [process.pid for process in members])
+        if not run.pid:
+            return
+        with self.tools.held(run.pid):
+            members = self._members(run)
+            if members is not None:
+                run.members.update((process.pid, process.start) for process in members)
+                run.killed = True
+                self.log.info("job.kill job=%s pid=%d processes=%d", run.job, run.pid, len(members))
+                self.tools.kill(run.pid, [process.pid for process in members])
 
     def _something_is_left(self, run: Run) -> bool:
         """True while processes of a job's group or tree are there that its own process has left behind; they have the
@@ -2937,6 +3020,7 @@ def work(options: argparse.Namespace) -> int:
     log = logging.getLogger("client")
     options.hostname = options.hostname or socket.gethostname()
     api = jobrunner.connection(options, options.server, lambda words: log.warning("token.file: %s", words))
+    ends_before(CLIENT_LEVEL)  # or it would see its keeper die, and start another
     spool = Spool(options.spool, log, socket.gethostname())
     if options.workdir:
         try:
@@ -2958,6 +3042,7 @@ def work(options: argparse.Namespace) -> int:
 def main(argv: Optional[List[str]] = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     options = arguments().parse_args(argv)
+    make_selectable = jobrunner.unselectable_console()
     try:
         jobrunner.start_log(options.log_level, options.log_file)
         return work(options)
@@ -2966,6 +3051,8 @@ def main(argv: Optional[List[str]] = None) -> int:
         return 1
     except KeyboardInterrupt:  # before Agent.stop takes it
         return 130
+    finally:
+        make_selectable()
 
 
 if __name__ == "__main__":

@@ -258,6 +258,14 @@ def now() -> float:
     return round(time.time(), 6)
 
 
+def local_time(moment: float) -> time.struct_time:
+    """As time.localtime; in UTC where that knows no local time: on Windows before 1970, and from the year 3001 on."""
+    try:
+        return time.localtime(moment)
+    except (OSError, OverflowError):
+        return (_EPOCH + timedelta(seconds=moment)).timetuple()
+
+
 @lru_cache(maxsize=1024)  # thousands of jobs are added at one moment
 def format_time(moment: float) -> str:
     """RFC 3339 in UTC: `2026-11-23T17:27:00.923836Z`."""
@@ -1460,6 +1468,27 @@ def when_input_ends(action: Callable[[], None]) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+def unselectable_console() -> Callable[[], None]:
+    """Windows: a click into the console's window selects nothing any more.  Else it would keep whatever writes there
+    waiting until somebody ends the selection, and with a line of the log every thread: no job is ended at its limit,
+    nobody gets an answer.  What is returned makes it as it was."""
+    try:
+        import msvcrt
+
+        console = os.open("CONIN$", os.O_RDWR)
+    except (ImportError, OSError):  # not Windows; no console
+        return lambda: None
+    import ctypes
+
+    handle = ctypes.c_void_p(msvcrt.get_osfhandle(console))  # type: ignore[attr-defined]
+    kernel32, mode = ctypes.WinDLL("kernel32"), ctypes.c_uint32()  # type: ignore[attr-defined]
+    if not kernel32.GetConsoleMode(handle, ctypes.byref(mode)):
+        return lambda: None
+    # ENABLE_EXTENDED_FLAGS without ENABLE_QUICK_EDIT_MODE
+    kernel32.SetConsoleMode(handle, mode.value & ~0x40 | 0x80)
+    return lambda: kernel32.SetConsoleMode(handle, mode.value | 0x80)
+
+
 def start_log(level: str, path: str = "", max_bytes: int = 10 << 20, backups: int = 5) -> None:
     """Log lines on stderr, or in the file `path`: time in UTC, level, event, then key=value.
 
@@ -1500,6 +1529,10 @@ def _log_file(path: str, max_bytes: int, backups: int) -> Any:
 
         def doRollover(self) -> None:
             try:
+                if self.stream:
+                    self.stream.close()
+                    self.stream = None
+                os.rename(self.baseFilename, self.baseFilename)  # or the older ones would move first, and the oldest go
                 super().doRollover()
             except OSError:  # Windows renames no file that somebody reads: this one grows until it can be
                 self.stream = self.stream or self._open()
@@ -2181,13 +2214,13 @@ def qmgr_print(queue: Record) -> List[str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _out(text: str) -> None:
+def _out(text: str, flush: bool = False) -> None:
     """Prints a line whatever it holds: a console that cannot show a character shows its escape."""
     try:
-        print(text)
+        print(text, flush=flush)
     except UnicodeEncodeError:
         encoding = sys.stdout.encoding or "ascii"
-        print(text.encode(encoding, "backslashreplace").decode(encoding))
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=flush)
 
 
 def _printable(text: str) -> str:
@@ -2477,7 +2510,7 @@ def _known(fields: Record) -> Record:
 
 def _pbs_time(text: Optional[str]) -> Optional[str]:
     """`Mon Nov 23 17:27:00 2026`, local time."""
-    return time.ctime(parse_time(text)) if text else None
+    return time.asctime(local_time(parse_time(text))) if text else None
 
 
 def history(job: Record, moment: float) -> List[Tuple[float, str]]:
@@ -2792,7 +2825,7 @@ def tracejob(options: argparse.Namespace, api: ServerApi) -> int:
     for label, events in told.items():
         _out(f"Job: {label}\n")
         for when, words in events:
-            _out(f"{time.strftime('%m/%d/%Y %H:%M:%S', time.localtime(when))}  {_printable(words)}")
+            _out(f"{time.strftime('%m/%d/%Y %H:%M:%S', local_time(when))}  {_printable(words)}")
         _out("")
     return 0
 
@@ -3496,6 +3529,32 @@ def _error_line(error: JobrunnerError) -> str:
     return one_line(f"jobrunner: {'Unknown Job Id: ' if isinstance(error, UnknownJob) else ''}{error}")
 
 
+_on_ctrl_c: Any = None
+
+
+def end_at_ctrl_c() -> None:
+    """Windows: Ctrl-C ends this program at once.  By itself Python hears of it there when what it waits for has come: while
+    one waits for a job, the server's answer, most of a minute later."""
+    global _on_ctrl_c
+    if WINDOWS:
+        import ctypes
+
+        kind = ctypes.WINFUNCTYPE(ctypes.c_int, ctypes.c_uint32)  # type: ignore[attr-defined]
+        _on_ctrl_c = kind(_console_event)
+        ctypes.WinDLL("kernel32").SetConsoleCtrlHandler(_on_ctrl_c, True)  # type: ignore[attr-defined]
+
+
+def _console_event(event: int) -> int:
+    """Called by Windows in a thread of its own; 0 = it is for others to see to."""
+    if event != 0:  # CTRL_C_EVENT
+        return 0
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):  # nobody reads it; pythonw.exe has none
+        pass
+    os._exit(130)
+
+
 def main(argv: Optional[List[str]] = None) -> int:
     words = command_line(sys.argv) if argv is None else argv
     if words and words[0] in _OTHER_COMMANDS:
@@ -3504,14 +3563,21 @@ def main(argv: Optional[List[str]] = None) -> int:
     try:
         if options.function is run:
             return run(options, None)
+        end_at_ctrl_c()
         server = options.server or os.environ.get("JOBRUNNER_SERVER") or f"http://localhost:{DEFAULT_PORT}"
-        return options.function(options, connection(options, server))
+        code = options.function(options, connection(options, server))
+        if sys.stdout:  # pythonw.exe has none
+            sys.stdout.flush()
+        return code
     except WrongUsage as error:
         options.parser.error(str(error))
     except JobrunnerError as error:
         print(_error_line(error), file=sys.stderr)
         return UNKNOWN_JOB if isinstance(error, UnknownJob) else 1
-    except BrokenPipeError:
+    except OSError as error:
+        # EINVAL is what Windows says of a pipe that nobody reads any more
+        if not isinstance(error, BrokenPipeError) and not (WINDOWS and error.errno == errno.EINVAL):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `qstat | head` is no error
         return 1
     except KeyboardInterrupt:

@@ -4868,7 +4868,7 @@ class Handler(BaseHTTPRequestHandler):
         except self.server.tls.not_yet:
             return True
         finally:
-            self.connection.setblocking(True)
+            self.connection.settimeout(IDLE if WINDOWS else None)
 
     def _linger(self) -> None:
         """Reads on for a moment before closing: closed at once, with something unread, the system would throw away
@@ -5430,8 +5430,10 @@ def tune() -> None:
         with contextlib.suppress(OSError):  # where that is forbidden it is merely slower
             os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     sys.setswitchinterval(0.001)  # or a request waits 5 ms for each turn while the snapshot is being made
-    # JSON nested as deeply as Python lets it be needs 2 MB of stack; what is not touched takes no memory.
-    threading.stack_size(8 << 20)
+    # JSON nested as deeply as Python lets it be needs 2 MB of stack; what is not touched takes no memory.  But on Windows
+    # every thread of a size that was asked for has all of it at once: there Python's own, which that fits into, will do.
+    if not WINDOWS:
+        threading.stack_size(8 << 20)
 
 
 def serve(options: argparse.Namespace) -> None:
@@ -5470,7 +5472,7 @@ def say_where(server: Server, bind: str) -> None:
     lines = [f"jobrunner {VERSION} serves {queue.store.path} ({len(queue.jobs)} jobs) at {url}"]
     if tls:
         lines.append(f"tls fingerprint SHA256 {tls.fingerprint}")
-    print("\n".join(lines), flush=True)
+    jobrunner._out("\n".join(lines), flush=True)
     if tokens.known is not None:
         log.info("access.tokens file=%s tokens=%d", tokens.path, len(tokens.known))
     elif not (bind in LOOPBACK or bind == "localhost" or bind.startswith("127.")):
@@ -5513,6 +5515,7 @@ def tokens_wanted(options: argparse.Namespace) -> bool:
 def main(argv: Optional[List[str]] = None) -> int:
     options = arguments().parse_args(argv)
     os.umask(0o077)  # whatever it writes is its owner's alone
+    make_selectable = jobrunner.unselectable_console()
     try:
         if tokens_wanted(options):
             return 0
@@ -5523,6 +5526,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     except JobrunnerError as error:
         print(f"server.py: {error}", file=sys.stderr)
         return 1
+    finally:
+        make_selectable()
     return 0
 
 

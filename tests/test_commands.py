@@ -331,7 +331,7 @@ def test_qcat_f_goes_on_with_the_next_run(desk):
 def test_qcat_f_waits_for_a_server_that_is_started_again(lab, meanwhile):
     server = lab.server()
     client = lab.client(server)
-    script = 'echo one; until [ -e two ]; do sleep 0.05; done; echo two; until [ -e end ]; do sleep 0.05; done'
+    script = "echo one; until [ -e two ]; do sleep 0.05; done; echo two; until [ -e end ]; do sleep 0.05; done"
     (number,) = server.add(["sh", "-c", script])
     reader = Reader(types.SimpleNamespace(server=server, lab=lab), number)
     assert reader.line() == "one\n"
@@ -492,6 +492,14 @@ def test_run_j_says_how_many_run_at_once(lab):
             now += 1 if sign == "+" else -1
             most = max(most, now)
     assert (now, most) == (0, 2)
+
+
+def test_run_works_in_a_folder_whose_name_the_console_cannot_show(lab):
+    os.mkdir(lab.path("日本"))
+    jobs = lab.write(os.path.join("日本", "jobs"), '{"Params": ["true"]}')
+    command = ("run", jobs, "--db", os.path.join("日本", "db.json"))
+    code, out, err = lab.command(*command, env={"PYTHONIOENCODING": "cp1252"})  # as on Windows into a pipe
+    assert code == 0 and "1 of 1 jobs finished" in out and "\\u65e5\\u672c" in out, err
 
 
 def test_run_with_db_is_stopped_by_ctrl_c_and_run_again_goes_on_where_it_was(lab):

@@ -13,10 +13,12 @@ import ssl
 import subprocess
 import sys
 import threading
+import types
 
 import pytest
 
 import jobrunner
+import server
 from harness import PATIENCE, ROOT, Lab, Server, read, shell, until
 from jobrunner import BadRequest, JobrunnerError, NotTrusted, ServerApi, ServerAway, ServerRefused
 from test_versions import python
@@ -504,6 +506,24 @@ def command_words(pid):
     return read(f"/proc/{pid}/cmdline").split("\0")
 
 
+@pytest.mark.parametrize("windows, timeout", [(True, server.IDLE), (False, None)])
+def test_a_look_whether_a_tls_client_is_still_there_leaves_the_time_out_that_windows_needs(
+    monkeypatch, windows, timeout
+):
+    """There nobody else can wake a thread that reads or writes."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        connection = types.SimpleNamespace(
+            pending=lambda: 1, setblocking=ours.setblocking, recv=ours.recv, settimeout=ours.settimeout
+        )
+        handler = server.Handler.__new__(server.Handler)
+        handler.connection, handler.rest = connection, types.SimpleNamespace(first=b"")
+        handler.server = types.SimpleNamespace(tls=types.SimpleNamespace(not_yet=BlockingIOError))
+        monkeypatch.setattr(server, "WINDOWS", windows)
+        assert handler._alive_in_tls()
+        assert ours.gettimeout() == timeout
+
+
 # -- the log in a file
 
 
@@ -525,13 +545,16 @@ def test_a_log_that_cannot_turn_over_goes_on_where_it_is(tmp_path, monkeypatch, 
     def refuse(*_):
         raise PermissionError(13, "somebody reads it")
 
-    path = tmp_path / "log"
+    path, rename = tmp_path / "log", os.rename
+    for number in (1, 2):
+        (tmp_path / f"log.{number}").write_text(f"older {number}")
     handler = jobrunner._log_file(str(path), 100, 2)
-    monkeypatch.setattr(os, "rename", refuse)
+    monkeypatch.setattr(os, "rename", lambda old, new: refuse() if str(old) == str(path) else rename(old, new))
     for number in range(9):
         handler.emit(logging.makeLogRecord({"msg": f"line {number} {'x' * 80}"}))
     handler.close()
     assert len(path.read_text().splitlines()) == 9 and capsys.readouterr().err == ""
+    assert [(tmp_path / f"log.{number}").read_text() for number in (1, 2)] == ["older 1", "older 2"]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")

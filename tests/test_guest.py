@@ -242,9 +242,46 @@ def test_that_batch_files_never_count_as_dead_is_said_once(caplog):
     agent.tools, agent.log, agent.said = client.WindowsTools(None), logging.getLogger("test"), {}
     agent.options = argparse.Namespace(dead_after=1)
     with caplog.at_level("WARNING"):
-        for program in ("run.bat", "RUN.CMD", "C:\\Windows\\cmd.exe", "cmd"):
+        for program in ("run.bat", "RUN.CMD", "run.bat. ", "C:\\Windows\\cmd.exe", "cmd", "powershell", "sh.exe", "py"):
             assert agent._dead_watch(Job([program])) is None
     assert [entry.message.count("cmd.exe") for entry in caplog.records] == [1]
+
+
+def test_what_starts_another_program_on_windows_and_waits_for_it_does_not_count_as_dead(tmp_path):
+    for name in ("venv/Scripts", "uv/bin", "python"):
+        os.makedirs(tmp_path / name)
+    for name in ("venv/pyvenv.cfg", "uv/pyvenv.cfg"):
+        (tmp_path / name).write_text("home = C:\\python\n")
+    tools, found = client.WindowsTools(None), str(tmp_path)
+    for launcher in (
+        found + "/venv/Scripts/python.exe", found + "/uv/bin/python.exe", "C:\\Python\\Scripts\\tool.exe",
+        "C:\\Program Files\\Common Files\\Oracle\\Java\\javapath\\java.exe",
+    ):  # fmt: skip
+        assert not tools.cpu_visible(launcher), launcher
+    for worker in (
+        found + "/python/python.exe",
+        "python",
+        "C:\\Java\\bin\\java.exe",
+        "C:\\Scripts\\x\\y.exe",
+        "happy.exe",
+    ):
+        assert tools.cpu_visible(worker), worker
+
+
+def test_what_a_junction_in_a_runs_folder_leads_to_keeps_its_rights_when_the_folder_is_made_removable(
+    tmp_path, monkeypatch
+):
+    """A junction, which is no link to Python before 3.12, seems to be the folder it leads to."""
+    for folder in ("own", "junction"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "file").write_text("")
+        (tmp_path / folder / "file").chmod(0o400)
+    lstat, junction = os.lstat, argparse.Namespace(st_mode=0o040500, st_reparse_tag=0xA0000003)
+    monkeypatch.setattr(os, "lstat", lambda path: junction if str(path).endswith("junction") else lstat(path))
+    monkeypatch.setattr(client, "WINDOWS", True)
+    client._make_removable(str(tmp_path))
+    modes = [(tmp_path / folder / "file").stat().st_mode & 0o777 for folder in ("own", "junction")]
+    assert modes == [0o700, 0o400]
 
 
 # -- the spool --------------------------------------------------------------------------------------------------------
@@ -810,7 +847,7 @@ def test_with_its_farewell_a_client_gives_back_what_came_while_it_was_being_stop
     wire = argparse.Namespace(one_at_a_time=False, request=lambda wish, reports, timeout: (
         sent.append((wish["Running"], reports)) or client.Reply([], [], bool(reports))))  # fmt: skip
     agent = bare_agent(wire=wire, node={}, polls=0, open_polls=[], outbox={}, under_way={}, carries_reports=True)
-    agent.away, agent.poll_at, agent.away_until = client.Backoff(), None, 0.0
+    agent.away, agent.poll_at, agent.away_until, agent.refused = client.Backoff(), None, 0.0, {}
     agent.temp, agent.spool = argparse.Namespace(give_back=None), argparse.Namespace(remove=None)
     agent.poll_news = threading.Condition(agent.lock)
     agent._give_back(Job.from_record({"Params": ["a"], "ID": "x", "Lease": "l", "RunCount": 1}), "it was stopped")

@@ -227,3 +227,17 @@ def test_whatever_did_not_end_well_has_an_exit_status_that_says_so(record, exit_
     job = {"Label": "17", "Number": 17, "Name": "n", "Queue": "default", "Priority": 0, "Params": ["x"], "Runtime": 0}
     shown = jobrunner.pbs_job({**job, "ID": "u", "State": "F", "SubmitTime": "2026-11-23T12:00:00Z", **record})
     assert shown.get("Exit_status") == exit_status
+
+
+def test_what_waits_until_the_year_9999_is_listed_also_where_local_times_end_in_3000(monkeypatch):
+    """As Windows' do."""
+    text, local = "9999-01-01T10:00:00Z", time.localtime
+    assert jobrunner._pbs_time("2026-11-23T17:27:00Z") == time.ctime(parse_time("2026-11-23T17:27:00Z"))
+
+    def localtime(moment):
+        if moment > 1 << 35:
+            raise OSError(22, "Invalid argument")
+        return local(moment)
+
+    monkeypatch.setattr(time, "localtime", localtime)
+    assert jobrunner._pbs_time(text) == "Fri Jan  1 10:00:00 9999"

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import uuid
 
 import pytest
@@ -247,7 +248,7 @@ def test_what_cannot_be_started_has_failed_with_minus_8_and_a_comment_that_says_
     bat = native(room.lab.write("echoes.bat", "@echo %*>ran\r\n"), room.system)
     wanted = [({"Params": ["no-such-program", "x"]}, ["no-such-program"])]
     nowhere = native(room.lab.path("no such folder"), room.system)
-    wanted.append(({"Params": [*room.python, "-c", "1"], "WorkDir": nowhere}, ["cannot start "]))
+    wanted.append(({"Params": [*room.python, "-c", "1"], "WorkDir": nowhere}, [f"cannot start {nowhere}: "]))
     if room.system != LINUX:
         for path, word in ((bat, "a&b"), (bat, "%PATH%"), (bat, 'a"b'), ("echoes", "x|y")):  # found with its extension
             wanted.append(({"Params": [path, word]}, ["batch file", repr(word), "cmd.exe"]))
@@ -255,6 +256,22 @@ def test_what_cannot_be_started_has_failed_with_minus_8_and_a_comment_that_says_
         assert (job["Status"], job["ExitStatus"]) == ("failed", -8), job
         assert all(word in job["Comment"] for word in words) and len(job["Comment"].splitlines()) == 1, job["Comment"]
     assert not os.path.exists(room.lab.path("ran"))
+
+
+def test_a_path_to_a_program_begins_in_the_folder_that_its_job_runs_in_whatever_that_is_called(room):
+    bat = "@echo off\r\necho got %1 %2\r\nexit /b 3\r\n"
+    name, text = ("run", "#!/bin/sh\necho got $1 $2\nexit 3\n") if room.system == LINUX else ("run.bat", bat)
+    jobs = []
+    for folder in ("plain", "R&D, (one)", "R&D,(two)"):
+        os.mkdir(room.lab.path(folder))
+        os.chmod(room.lab.write(os.path.join(folder, name), text), 0o700)
+        path = native(room.lab.path(folder), room.system)
+        begin = "./" if room.system == LINUX else ".\\"
+        jobs += [{"Params": [begin + name, "a", "b"], "WorkDir": path}]
+        jobs += [{"Params": [begin + "run", "a", "b"], "WorkDir": path}]  # Windows finds its extension
+        jobs += [{"Params": [native(room.lab.path(folder, name), room.system), "a", "b"]}]
+    for job in room.run(*jobs):
+        assert (job["ExitStatus"], room.output(job["ID"]).split()) == (3, ["got", "a", "b"]), job
 
 
 WORDS = [
@@ -318,7 +335,7 @@ def test_a_script_runs_by_what_its_name_or_its_hash_bang_line_or_its_shell_says(
     if room.system != LINUX:
         assert [text.split() for text in printed[2:4]] == [["got", "plain", '"two', 'words"'], ["got"]]
         *flags, file, argument = printed[4].split()
-        assert flags == ["-ExecutionPolicy", "Bypass", "-File"] and argument == "one"
+        assert flags == ["-NoProfile", "-ExecutionPolicy", "Bypass", "-File"] and argument == "one"
         assert file.startswith(native(room.lab.folder)) and file.endswith("\\script-x.PS1")
     until(lambda: not os.listdir(room.lab.path("jobrunner-spool", "jobs")), "the scripts to go")
 
@@ -374,6 +391,9 @@ def test_outputs_join_or_go_nowhere_on_windows_too(room):
     jobs = {**job, "Join": "oe"}, {**job, "StdOut": "/dev/null"}, {**job, "StdOut": nowhere}
     for ended, words in zip(room.run(*jobs), (["1", "2"], [], [])):
         assert ended["Status"] == "finished" and room.output(ended["ID"]).split() == words
+    if room.system != LINUX:
+        (ended,) = room.run({**job, "StdOut": "aux"})
+        assert ended["ExitStatus"] == -9 and "aux" in ended["Comment"], ended
 
 
 def test_qsub_typed_on_windows_gives_words_to_the_letter_waits_and_exits_with_the_jobs_status(room):
@@ -518,6 +538,129 @@ BUCKETS = ("Available", "Leased", "Finished", "Held")
 
 def ids(database):
     return {bucket: set(database[bucket]) for bucket in BUCKETS}
+
+
+BEGIN = """
+import ctypes, msvcrt, subprocess, sys
+sys.path.insert(0, sys.argv[1])
+import client, jobrunner, server
+kernel32, number = ctypes.windll.kernel32, ctypes.c_uint32
+"""
+IN_A_CONSOLE = """
+import subprocess, sys
+line = [sys.executable, "-S", "-c"] + sys.argv[2:0:-1]
+print(subprocess.run(line, stdout=subprocess.PIPE, creationflags=0x08000000, check=True).stdout.decode())"""
+
+
+def from_inside(lab, code, console=False):
+    """What some lines print that look at the three programs from inside, on Windows; `number()` can be given to a function
+    of `kernel32` by reference."""
+    words = [BEGIN + textwrap.dedent(code), native(ROOT)]
+    line = [*python_of("3.8"), "-S", "-c", *([IN_A_CONSOLE] + words[::-1] if console else words)]
+    done = subprocess.run(line, cwd=lab.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=PATIENCE)
+    assert done.returncode == 0, done
+    return done.stdout.decode().strip().splitlines()
+
+
+def test_at_log_off_windows_ends_the_client_then_its_keeper_and_the_jobs_after_them(windows_lab):
+    code = """
+        def level():
+            found = number(), number()
+            assert kernel32.GetProcessShutdownParameters(*map(ctypes.byref, found))
+            return found[0].value
+
+        levels = [level()]
+        client.keep("lock")  # its input has ended
+        levels.append(level())
+        client.Agent.run = lambda agent: 0
+        assert client.main(["--server", "127.0.0.1:1"]) == 0
+        print(*levels, level())"""
+    assert from_inside(windows_lab, code)[-1] == "640 1022 1023"
+
+
+def test_a_job_that_crashes_on_windows_does_not_wait_for_somebody_who_reads_what_windows_says_of_it(windows_lab):
+    # what it starts inherits that (Wine has no such windows, and passes it on to nobody)
+    code = "kernel32.SetErrorMode(4); client.keep('lock'); print(hex(kernel32.GetErrorMode()))"
+    assert from_inside(windows_lab, code)[-1] == "0x8007"
+
+
+def test_the_number_of_a_job_that_is_being_ended_is_nobody_elses_though_it_ends_by_itself_meanwhile(windows_lab):
+    code = """
+        import time
+
+        def end(job):
+            job.communicate(b"x")
+            job._handle.Close()  # its keeper has no more to do with it
+
+        line = [sys.executable, "-S", "-c", "import sys; sys.stdin.read()"]
+        job, other = (subprocess.Popen(line, stdin=subprocess.PIPE) for _ in range(2))
+        created, deadline = client.creation_time(job._handle), time.monotonic() + 20
+        with client.WindowsTools(None).held(job.pid):
+            end(job)
+            end(other)
+            while client.creation_time_of(other.pid) is not None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            print(client.creation_time_of(other.pid), client.creation_time_of(job.pid) == created)"""
+    assert from_inside(windows_lab, code)[-1] == "None True"
+
+
+def test_a_click_into_its_window_does_not_hold_up_a_client_or_server_that_writes_there(windows_lab):
+    code = """
+        def mode():
+            found = number()
+            with open("CONIN$", "rb") as console:
+                handle = ctypes.c_void_p(msvcrt.get_osfhandle(console.fileno()))
+                assert kernel32.GetConsoleMode(handle, ctypes.byref(found))
+            return found.value
+
+        modes = []
+        client.work = server.serve = lambda options: modes.append(mode()) or 0
+        for program in client, server:
+            modes.append(mode())
+            assert program.main([]) == 0
+        print(*[mode & 0x40 for mode in modes + [mode()]])  # ENABLE_QUICK_EDIT_MODE"""
+    assert from_inside(windows_lab, code, console=True)[-1] == "64 0 64 0 64"
+
+
+def test_ctrl_c_ends_a_command_on_windows_while_the_server_lets_it_wait(windows_lab):
+    code = """
+        import os, signal, socket
+        silent = socket.create_server(("127.0.0.1", 0))
+        line = [sys.executable, os.path.join(sys.argv[1], "jobrunner.py"), "qwait", "--server"]
+        line += ["127.0.0.1:%d" % silent.getsockname()[1], "1"]
+        qwait = subprocess.Popen(line)
+        connection, _ = silent.accept()
+        assert connection.recv(1)
+        signal.signal(signal.SIGINT, lambda *_: None)
+        assert kernel32.GenerateConsoleCtrlEvent(0, 0)  # to all in this console
+        try:
+            print(qwait.wait(20))
+        finally:
+            qwait.kill()"""
+    assert from_inside(windows_lab, code, console=True)[-1] == "130"
+
+
+def test_a_command_on_windows_whose_output_nobody_reads_any_more_says_nothing_of_it(windows_lab, lab):
+    code = f"""
+        import os
+        line = [sys.executable, os.path.join(sys.argv[1], "jobrunner.py"), "qstat", "-B", "--server", {lab.server().url!r}]
+        qstat = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        qstat.stdout.close()
+        print(qstat.stderr.read(), qstat.wait())"""
+    assert from_inside(windows_lab, code)[-1] == "b'' 1"
+
+
+def test_a_connection_to_a_windows_server_takes_no_8_mb_of_memory(windows_lab):
+    """There a stack whose size is asked for is taken from what memory and paging file have together, used or not."""
+    assert from_inside(windows_lab, "import threading; server.tune(); print(threading.stack_size())")[-1] == "0"
+
+
+def test_json_nested_however_deep_ends_no_server(room):
+    for depth in (500, 2500, 10_000, 100_000):
+        for begin, end in ((b"[", b"]"), (b'{"a":', b"}"), (b'[{"a":', b"}]")):
+            for body in (begin * depth, begin * depth + b"1" + end * depth):
+                assert room.server.fetch("/add", body)[0] == 400
+    assert room.server.fetch("/status")[0] == 200
 
 
 def test_a_windows_server_keeps_its_database_to_itself_loses_nothing_when_killed_and_leaves_it_whole(windows_lab, lab):
