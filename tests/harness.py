@@ -35,9 +35,9 @@ def until(condition, what="it to happen", patience=PATIENCE):
 
 
 def read(path):
-    """What is in a file, "" while there is none."""
+    """What is in a file, "" while there is none; bytes that are no UTF-8 as Python has them in file names."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
             return file.read()
     except OSError:
         return ""
