@@ -1461,6 +1461,7 @@ class Run:
     killed       it was killed, not just asked
     members      {pid: start} of its tree when it was asked to end
     end          {}   how its own process ended, while the rest of its tree is given the time to do so too
+    tried_again  its report, which was refused, has been sent once more, since the server knew the job then
     orphan_since s, awake clock: when its keeper was first known to be gone; None = it is not
     log_size     bytes of its log when it was last read
     follow       {"StdOut": offset, "StdErr": offset} up to where its outputs are streamed; None = nobody reads them
@@ -1483,6 +1484,7 @@ class Run:
         self.killed = False
         self.members: Dict[int, Optional[float]] = {}
         self.end: Optional[Dict[str, Any]] = None
+        self.tried_again = False
         self.looked_at = clock
         self.orphan_since: Optional[float] = None
         self.log_size = -1
@@ -1567,7 +1569,8 @@ def end_report(run: Run, end: Dict[str, Any]) -> Dict[str, Any]:
 
 class Reply(NamedTuple):
     """What a request brought: jobs, signals, whether the reports that went with it were taken, whether the client is to
-    end when it has no jobs any more, how many jobs wait for their time, and a sentence for the log."""
+    end when it has no jobs any more, how many jobs wait for their time, a sentence for the log, and the IDs among those
+    named that are not in the server's database."""
 
     jobs: List[Job]
     signals: List[Dict[str, Any]]
@@ -1575,6 +1578,7 @@ class Reply(NamedTuple):
     drain: bool = False
     waiting: int = 0
     warning: str = ""
+    unknown: Tuple[str, ...] = ()
 
 
 class OurWire:
@@ -1599,6 +1603,7 @@ class OurWire:
                 reply.get("Drain") is True,
                 int(reply.get("Waiting") or 0),
                 reply.get("Warning") or "",
+                tuple(map(str, reply.get("Unknown") or ())),
             )
             return Reply(jobs, list(reply.get("Signals", [])), *told)
         except (BadRequest, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -1886,6 +1891,7 @@ class Agent:
                     self._server_away(error, wish["Poll"])
                 continue
             self.away.reset()
+            self._mind_refused(wish["Running"], reply.unknown)
             if reply.warning != self.warning:
                 self.warning = reply.warning
                 if self.warning:
@@ -1913,7 +1919,7 @@ class Agent:
         }
         wish["Wait"] = POLL_WAIT
         if self.options.until_empty:
-            wish["Wait"] = 0.25 if wish["Running"] else 5 if self.more_to_come or self.pause else 0
+            wish["Wait"] = 0.25 if self.runs or self.outbox else 5 if self.more_to_come or self.pause else 0
         self.open_polls.append(self.polls)
         self.poll_at = None
         return wish, self._take_reports() if self.carries_reports else []
@@ -1922,8 +1928,11 @@ class Agent:
         """Sets when to poll again, unless another request is open, which will do."""
         with self.lock:
             self.open_polls.remove(wish["Poll"])
+            self.away_until = 0.0  # also if the other poller was refused meanwhile: what ends next is to be told at once
             self.more_to_come = waiting > 0
-            nothing = wish["Slots"] and not wish["Running"] and not got_some and not self.runs and not waiting
+            refused = {report["Lease"] for report in self.refused.values()}  # nobody waits for those
+            busy = self.runs or any(run["Lease"] not in refused for run in wish["Running"])
+            nothing = wish["Slots"] and not busy and not got_some and not waiting
             self.done = self.done or bool(self.options.until_empty and nothing)
             if not self.open_polls:
                 pause = 0.0 if self._free_slots() else HEARTBEAT_DELAY
@@ -1971,7 +1980,8 @@ class Agent:
             self.poll_news.notify()
 
     def _running(self) -> List[Dict[str, Any]]:
-        """Every lease this client holds: what runs here, and what is over but not yet acknowledged."""
+        """Every lease this client holds: what runs here, and what is over but not yet acknowledged; also what the server
+        did not want, since the next one takes what is not named for a run that never came here."""
         entries, clock = [], self.clock()
         for run in self.runs.values():
             known: Dict[str, Any] = {"Seconds": run.seconds(clock), "Limits": run.limits}
@@ -1980,7 +1990,7 @@ class Agent:
             if run.follow is not None:
                 known["Follow"] = True
             entries.append({"ID": run.job.id, "Lease": run.job.lease, **known})
-        for report in self.outbox.values():
+        for report in itertools.chain(self.outbox.values(), self.refused.values()):
             known = {"Seconds": report["Run"].seconds(clock), "Signal": "delete"}
             entries.append({"ID": report["ID"], "Lease": report["Lease"], **known})
         return entries
@@ -2012,10 +2022,28 @@ class Agent:
             self.away_until = self.clock() + pause
             self.open_polls.remove(poll)
             self.poll_at, self.wire = self.away_until, None
-            self.outbox.update(self.refused)  # it may come back with another database
-            self.refused.clear()
+            self._send_again(list(self.refused))  # it may come back with another database
             self.poll_news.notify()
         self.log.warning("server.away error=%r again_in=%.1f running=%d", str(error), pause, len(self.runs))
+
+    def _mind_refused(self, named: List[Dict[str, Any]], unknown: Tuple[str, ...]) -> None:
+        """The right server may have taken the place of a wrong one unseen: between two requests, or while this machine
+        slept.  A report of a job that the server knows is tried once more."""
+        with self.lock:
+            names = {run["ID"] for run in named} if self.refused else set()
+            for folder, report in list(self.refused.items()):
+                if report["ID"] in unknown:
+                    report["Run"].tried_again = False
+                elif report["ID"] in names and not report["Run"].tried_again:
+                    report["Run"].tried_again = True
+                    self._send_again([folder])
+
+    def _send_again(self, folders: List[str]) -> None:
+        """Puts reports that were refused back among those to be sent; the caller holds the lock."""
+        for folder in folders:
+            self.outbox[folder] = self.refused.pop(folder)
+            self._slot_freed()
+            self.report_news.notify()
 
     def _is_a_copy(self, client: str, error: JobrunnerError, poll: int) -> None:
         """Another client goes by our id: our spool, or its, is a copy.  Its runs stay ours, by their leases."""
@@ -2529,7 +2557,8 @@ class Agent:
 
     def _sweep(self) -> None:
         with self.lock:
-            runs = list(self.runs.values()) + [report["Run"] for report in self.outbox.values()]
+            reports = list(self.outbox.values()) + list(self.refused.values())
+            runs = list(self.runs.values()) + [report["Run"] for report in reports]
             needed = [path for run in runs for path in run.outputs.values()]
         try:
             removed = self.spool.sweep(self.wall() - self.options.keep_output, needed)

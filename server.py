@@ -1877,6 +1877,9 @@ class Queue:
         # the second could be.  What was leased then is found out by the client's next request (_settle_polls).
         self.store.wait(taken)
         reply = {"Jobs": [job.but(earlier=[]).to_record() for job in jobs], "Signals": signals, "Drain": drain}
+        unknown = [job_id for job_id, _, _ in wish.running if job_id not in self.jobs]
+        if unknown:
+            reply["Unknown"] = unknown
         if node.alike:
             reply["Warning"] = node.alike
         if wish.info.get("UntilEmpty"):
