@@ -1928,7 +1928,7 @@ class Agent:
         """Sets when to poll again, unless another request is open, which will do."""
         with self.lock:
             self.open_polls.remove(wish["Poll"])
-            self.away_until = 0.0  # also if the other poller was refused meanwhile: what ends next is to be told at once
+            self.away_until = 0.0  # also if the other poller was refused meanwhile: the next end is to be told at once
             self.more_to_come = waiting > 0
             refused = {report["Lease"] for report in self.refused.values()}  # nobody waits for those
             busy = self.runs or any(run["Lease"] not in refused for run in wish["Running"])
@@ -2825,11 +2825,12 @@ class Agent:
         return batch
 
     def _undelivered(self, batch: List[Tuple[str, Dict[str, Any]]], error: Optional[JobrunnerError] = None) -> None:
-        """Reports that must be sent again; if it was they that were refused, one by one."""
+        """Reports that must be sent again; if it was they that were refused, one by one.  Also if the server has no room
+        for them (507): so that requests go on without them, or for all the server knew this client were gone."""
         with self.lock:
             for folder, _ in batch:
                 self.under_way.pop(folder, None)
-            if batch and isinstance(error, ServerRefused) and error.status in (400, 413):
+            if batch and isinstance(error, ServerRefused) and error.status in (400, 413, 507):
                 self.one_by_one, self.carries_reports = True, False
             self.report_news.notify()
 

@@ -667,6 +667,23 @@ def test_a_client_that_is_to_end_when_nothing_is_left_does_not_wait_for_what_the
     assert "report.refused" in lab.log("client.py.log") and len(folders(lab)) == 1
 
 
+def test_a_client_whose_reports_the_server_has_no_room_for_is_heard_and_told_all_the_same(lab):
+    server = lab.server()
+    lab.client(server, max_jobs=2)
+    numbers = server.add(*[shell(f"echo said; {STEP}", name, lab.path(name), "7") for name in ("a", "b")])
+    until(lambda: len(read(lab.path("runs")).split()) == 2, "both to run")
+    lab.write("jobs.json.output", "")  # no folder, so outputs cannot be kept there
+    lab.write("a", "")
+    until(lambda: "cannot write" in lab.log("client.py.log"), "its report not to be taken")
+    assert server.post("/delete", {"IDs": [str(numbers[1])]})[0] == 200
+    until(lambda: "job.end" in lab.log("client.py.log"), "the other to be told to end")
+    assert server.job(numbers[0])["State"] == "R"
+    os.remove(lab.path("jobs.json.output"))
+    jobs = [server.over(number) for number in numbers]
+    assert [(job["Status"], job["RunCount"]) for job in jobs] == [("failed", 1), ("deleted", 1)]
+    assert (jobs[0]["ExitStatus"], qcat(server, numbers[0])) == (7, b"said\n")
+
+
 def test_a_client_whose_server_is_not_there_keeps_trying(lab):
     port = free_port()
     client = lab.client(f"127.0.0.1:{port}")
