@@ -1828,6 +1828,16 @@ class Agent:
             self.log.exception("client.bug: please report this; the jobs go on, start the client again")
             os._exit(3)
 
+    def _in_thread(self, what: Callable[[], None]) -> bool:
+        """Does something that can wait in a thread of its own; False if there is none to be had just now, since jobs have
+        all that a user may have."""
+        try:
+            threading.Thread(target=self._guarded, args=(what,), daemon=True).start()
+            return True
+        except RuntimeError as error:
+            self.log.warning("client.thread error=%r", str(error))
+            return False
+
     def _until_next(self) -> float:
         """Seconds until the main thread has something to look at; the caller holds the lock."""
         clock, due = self.clock(), [1.0]
@@ -2553,7 +2563,7 @@ class Agent:
         """Removes outputs that are old enough; not before the runs here are known."""
         if self.options.keep_output and self.clock() >= self.swept_at + SWEEP:
             self.swept_at = self.clock()
-            threading.Thread(target=self._guarded, args=(self._sweep,), daemon=True).start()
+            self._in_thread(self._sweep)
 
     def _sweep(self) -> None:
         with self.lock:
@@ -2575,8 +2585,9 @@ class Agent:
             if run.follow is None and run.outputs:
                 run.follow, run.follow_at = {}, -1e9
             if not self.following:
-                self.following = True
-                threading.Thread(target=self._guarded, args=(self._follow_loop,), daemon=True).start()
+                self.following = self._in_thread(self._follow_loop)
+                if not self.following:
+                    run.follow = None  # the server will say it again
 
     def _follow_loop(self) -> None:
         """Ends when nobody reads any more."""

@@ -5488,7 +5488,11 @@ def run_until_stopped(server: Server, archive: Optional["Archive"]) -> None:
             log.error("queue.tick error=%r", str(error))
         if queue.snapshot_due() and not (snapshots and snapshots.is_alive()):
             snapshots = threading.Thread(target=queue.snapshot)
-            snapshots.start()
+            try:
+                snapshots.start()
+            except RuntimeError as error:  # all that a user may have, in a container say, serve connections just now
+                queue.snapshot_time = time.monotonic()  # not again at once
+                log.error("queue.thread error=%r: the journal is kept, and the snapshot is made later", str(error))
 
 
 def tokens_wanted(options: argparse.Namespace) -> bool:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from unittest import mock
 
 import pytest
 
@@ -672,6 +673,7 @@ def bare_agent(**more):
     agent = client.Agent.__new__(client.Agent)
     agent.log, agent.lock, agent.clock = logging.getLogger("test"), threading.RLock(), time.monotonic
     agent.tools, agent.runs, agent.ordering = client.LinuxTools(agent.log), {}, threading.Lock()
+    agent.refused = {}
     vars(agent).update(more)
     return agent
 
@@ -803,6 +805,19 @@ def test_a_client_that_ends_says_farewell(lab, desk):
     process.terminate()
     assert process.wait(PATIENCE) == 0
     assert server.requests[-1]["Node"]["Stopped"] is True and server.requests[-1]["Slots"] == 0
+
+
+def test_a_client_that_can_have_no_thread_goes_on_and_streams_when_it_is_told_again(monkeypatch):
+    agent = bare_agent(following=False)
+    run = client.Run(Job(["a"]), "folder", 0.0)
+    run.outputs = {"StdOut": "out"}
+    with monkeypatch.context() as none_left:
+        none_left.setattr(threading.Thread, "start", mock.Mock(side_effect=RuntimeError("can't start new thread")))
+        agent._follow(run)
+    assert (agent.following, run.follow) == (False, None)
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: None)
+    agent._follow(run)
+    assert (agent.following, run.follow) == (True, {})
 
 
 def test_with_its_farewell_a_client_gives_back_what_came_while_it_was_being_stopped(tmp_path):

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
+import types
 
 import pytest
 from harness import PATIENCE, ROOT, read, until
@@ -283,6 +284,29 @@ def test_kills_at_any_moment_lose_no_job_between_queue_and_archive(lab):
     assert all(record["StdOutTail"].startswith("said ") for record in records) and records
     kept = {name for _, _, names in os.walk(lab.path("jobs.json.output")) for name in names}
     assert len(kept) <= len(in_queue)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# No threads to be had
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_can_have_no_thread_for_its_snapshot_goes_on_and_makes_it_later(queue, monkeypatch):
+    queue.add("x")
+    start_thread, refused, looks = threading.Thread.start, [], []
+
+    def start_second(thread):
+        if not refused:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        start_thread(thread)
+        thread.join()
+
+    monkeypatch.setattr(threading.Thread, "start", start_second)
+    monkeypatch.setattr(server_module, "IDLE_SNAPSHOT", -1)
+    stop = types.SimpleNamespace(wait=lambda seconds: looks.append(seconds) or len(looks) > 2)
+    server_module.run_until_stopped(types.SimpleNamespace(queue=queue.queue, stop=stop), None)
+    assert refused and queue.queue.store.snapshot_bytes > 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
