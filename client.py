@@ -1570,7 +1570,7 @@ def end_report(run: Run, end: Dict[str, Any]) -> Dict[str, Any]:
 class Reply(NamedTuple):
     """What a request brought: jobs, signals, whether the reports that went with it were taken, whether the client is to
     end when it has no jobs any more, how many jobs wait for their time, a sentence for the log, and the IDs among those
-    named that are not in the server's database."""
+    named that are not in the server's database; None = it does not tell."""
 
     jobs: List[Job]
     signals: List[Dict[str, Any]]
@@ -1578,7 +1578,7 @@ class Reply(NamedTuple):
     drain: bool = False
     waiting: int = 0
     warning: str = ""
-    unknown: Tuple[str, ...] = ()
+    unknown: Optional[Tuple[str, ...]] = None
 
 
 class OurWire:
@@ -2036,12 +2036,12 @@ class Agent:
             self.poll_news.notify()
         self.log.warning("server.away error=%r again_in=%.1f running=%d", str(error), pause, len(self.runs))
 
-    def _mind_refused(self, named: List[Dict[str, Any]], unknown: Tuple[str, ...]) -> None:
+    def _mind_refused(self, named: List[Dict[str, Any]], unknown: Optional[Tuple[str, ...]]) -> None:
         """The right server may have taken the place of a wrong one unseen: between two requests, or while this machine
         slept.  A report of a job that the server knows is tried once more."""
         with self.lock:
             names = {run["ID"] for run in named} if self.refused else set()
-            for folder, report in list(self.refused.items()):
+            for folder, report in list(self.refused.items()) if unknown is not None else ():
                 if report["ID"] in unknown:
                     report["Run"].tried_again = False
                 elif report["ID"] in names and not report["Run"].tried_again:

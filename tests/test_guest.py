@@ -835,6 +835,20 @@ def test_with_its_farewell_a_client_gives_back_what_came_while_it_was_being_stop
     assert (reports[0]["Status"], agent.outbox) == ("released", {})
 
 
+@pytest.mark.parametrize("answers, sent_again", [
+    ([("x",)], [False]), ([()], [True]), ([None], [False]), ([None, ()], [False, True]), ([(), ()], [True, False]),
+    ([(), ("x",), ()], [True, False, True]),
+])  # fmt: skip
+def test_a_report_that_was_refused_is_sent_once_more_to_a_server_that_says_it_knows_the_job(answers, sent_again):
+    agent = bare_agent(outbox={}, poll_at=None, away_until=0.0)
+    agent.poll_news = agent.report_news = threading.Condition(agent.lock)
+    run = client.Run(Job(["a"]), "folder", 0.0)
+    for unknown, again in zip(answers, sent_again):
+        agent.refused, agent.outbox = {"folder": {"ID": "x", "Lease": "l", "Run": run}}, {}
+        agent._mind_refused(agent._running(), unknown)
+        assert (list(agent.outbox), list(agent.refused)) == (["folder"], [])[:: 1 if again else -1]
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="a small disk is mounted, which takes root")
 def test_a_job_that_fails_on_a_full_disk_says_which(lab, desk, tmp_path):
     disk = tmp_path / "disk"
