@@ -143,6 +143,7 @@ SURELY_STARTED = 10  # s after its lease that a job which has not been reported 
 MAX_EARLIER = 8  # runs of a job, given up as lost, that are remembered
 CLOCK_JUMP = 5  # s between two looks that make it a clock somebody has set
 MAX_HISTORY = 50  # lines kept of a job's history
+MOST_STALE = 10000  # entries of a heap that may be out of date, beyond as many as hold
 OUTPUT_TAIL = 64 * 1024  # bytes of each output that a report, or a piece of what is followed, may bring
 FOLLOWED_BYTES = 4 * OUTPUT_TAIL  # kept of each output that somebody follows
 FOLLOW_FOR = 30  # s after the latest read that a client still sends what its job prints
@@ -3315,16 +3316,19 @@ class Queue:
         if new.state is State.QUEUED:
             entry, need = _order(new), self._need(new)
             if old is None or old.state is not State.QUEUED or _order(old) != entry or self._need(old) != need:
-                heapq.heappush(self.ready.setdefault(need, []), entry)
+                heap = self.ready.setdefault(need, [])
+                heapq.heappush(heap, entry)
+                if len(heap) > 2 * self.counts[State.QUEUED] + MOST_STALE:
+                    _sift(heap, lambda entry: self._waits_here(need, entry))
         elif new.state is State.RUNNING:
             self.leased.setdefault(new.host, {})[new.id] = None
             # a lease that is renewed needs no alarm of its own: the one there is asks again when it goes off
             before = old.expiry if old and old.state is State.RUNNING else None
             if new.expiry is not None and (before is None or new.expiry < before):
-                heapq.heappush(self.alarms, (new.expiry, new.id))
+                self._set_alarm(new.expiry, new.id)
         elif new.state is State.WAITING:
             if old is None or old.state is not State.WAITING or old.start_after != new.start_after:
-                heapq.heappush(self.alarms, (new.start_after or 0, new.id))
+                self._set_alarm(new.start_after or 0, new.id)
         elif new.state is State.HELD:
             if new.refused_by and not new.hold and not new.depend:
                 self.refused[new.id] = None
@@ -3334,6 +3338,17 @@ class Queue:
         elif old is not None:
             self._count_end()
         return new
+
+    def _set_alarm(self, moment: float, job_id: str) -> None:
+        heapq.heappush(self.alarms, (moment, job_id))
+        if len(self.alarms) > 2 * (self.counts[State.RUNNING] + self.counts[State.WAITING]) + MOST_STALE:
+            _sift(self.alarms, self._is_set)
+
+    def _is_set(self, alarm: Tuple[float, str]) -> bool:
+        """False for an alarm that has nothing to wake: its job is over, say, or waits for another time."""
+        job = self.jobs.get(alarm[1])
+        waits = job is not None and job.state is State.WAITING and (job.start_after or 0) == alarm[0]
+        return waits or (job is not None and job.state is State.RUNNING)
 
     def _meet_queue(self, job: Job) -> None:
         """A queue that the database says nothing of: it is by hand, or by a version that knew no queues; or the queue
@@ -3664,6 +3679,13 @@ def _check_queue_name(name: Any) -> str:
     if not isinstance(name, str) or not re.match(r"[A-Za-z_][\w.-]{0,63}\Z", name, re.ASCII):
         raise BadRequest(f"{name!r} is no name for a queue: use letters, digits, _, - and ., a letter first")
     return name
+
+
+def _sift(heap: List[Any], holds: Callable[[Any], bool]) -> None:
+    """Takes out of a heap what does not hold any more, and what is in it twice: jobs that are altered every minute would
+    fill the memory in weeks."""
+    heap[:] = {entry for entry in heap if holds(entry)}
+    heapq.heapify(heap)
 
 
 def _order(job: Job) -> Tuple[int, int, int, str]:

@@ -137,6 +137,22 @@ def test_the_queues_priority_comes_before_the_jobs_and_that_before_number_and_in
     assert lab.order() == ["urgent", "high", "first", "second", "1", "2", "3", "low", "later"]
 
 
+def test_jobs_that_are_altered_for_months_take_no_more_memory_and_keep_their_order_and_their_times(lab, monkeypatch):
+    monkeypatch.setattr(server_module, "MOST_STALE", 10)
+    jobs, late = lab.add("a", "b", "c"), lab.add("d", "e")
+    for day in range(100):
+        for place, number in enumerate(jobs):
+            lab.verb("alter", number, wish={"Priority": (day + place) % 7})
+        for number in late:
+            lab.verb("alter", number, wish={"StartAfter": server_module.format_time(lab.moment + 1000 + day % 7)})
+    assert sum(map(len, lab.queue.ready.values())) <= 2 * 3 + 10 and len(lab.queue.alarms) <= 2 * 2 + 10
+    assert lab.order() == ["c", "b", "a"]  # 3, 2 and 1
+    lab.pass_time(1000)
+    assert lab.order() == []
+    lab.pass_time(1)
+    assert lab.order() == ["d", "e"]
+
+
 def test_a_priority_altered_while_it_waits_moves_a_job(lab):
     a, b, c = lab.add("a", "b", "c")
     lab.verb("alter", c, wish={"Priority": 1})
