@@ -341,6 +341,9 @@ class Stopping(JobrunnerError):
 
     status = 503
 
+    def __init__(self) -> None:
+        super().__init__("the server is stopping: try again when it is back")
+
 
 Report = Tuple[Dict[str, Any], str, str, str, str]  # as it came, kind, ID, Lease, Hostname
 Changes = List[Tuple[Any, Any]]  # of jobs, arrays and named queues: what there was, what there is
@@ -513,7 +516,7 @@ class Store:
         line = to_json(entry)
         with self._mutex:
             if self.closed:
-                raise Stopping("the server is stopping: try again when it is back")
+                raise Stopping
             batch = self._open
             batch.lines.append(line)
             batch.changes.extend(changes)
@@ -1697,6 +1700,12 @@ class Queue:
         clean = self.snapshot()
         self.store.close(clean)
 
+    def _refuse_waiting(self) -> None:
+        """Raises Stopping while that is so: who came to wait would be sent home at once, and be back at once, again and
+        again, as long as the snapshot takes."""
+        if self.stopping:
+            raise Stopping
+
     def snapshot(self) -> bool:
         """Writes the snapshot; False if it cannot be, which loses nothing: the journals stay."""
         with self.snapshot_lock:
@@ -1848,6 +1857,7 @@ class Queue:
             wish = wish._replace(wait=0)  # their acknowledgement is something to say
         deadline = time.monotonic() + wish.wait
         with self.lock:
+            self._refuse_waiting()
             node, mine, signals, reported, taken = self._take_in(wish, reports)
             batch = self.store.unwritten()
         jobs: List[Job] = []
@@ -2422,9 +2432,10 @@ class Queue:
         self, name: str, after: Dict[str, int], wait: float, run: int = 0
     ) -> Tuple[Job, Dict[str, Tuple[int, bytes]]]:
         """The job, and what it has printed from those bytes of run `run` on, or of another run from its beginning, as soon
-        as there is some, or the job is over, or `wait` s have passed; raises UnknownJob."""
+        as there is some, or the job is over, or `wait` s have passed; raises UnknownJob, Stopping."""
         deadline = time.monotonic() + wait
         with self.lock:
+            self._refuse_waiting()
             job = self._find(name)
             if isinstance(job, Array):
                 raise UnknownJob(
@@ -3069,11 +3080,12 @@ class Queue:
         return [self.jobs[i] for i in (array.members.values() if array else [self.numbers[number]])]
 
     def wait_for_end(self, name: str, seconds: float) -> Union[Job, Array]:
-        """The job or array, once it is finished or the time is over."""
+        """The job or array, once it is finished or the time is over; raises UnknownJob, Stopping."""
         with self.lock:
             thing, event = self._find(name), threading.Event()
-            if _is_over(thing) or seconds <= 0 or self.stopping:
+            if _is_over(thing) or seconds <= 0:
                 return thing
+            self._refuse_waiting()
             key = thing.id if isinstance(thing, Job) else thing.spec.id
             self.watchers.setdefault(key, []).append(event)
         event.wait(seconds)

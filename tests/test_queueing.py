@@ -16,6 +16,7 @@ from jobrunner import BadRequest, BadState, State, UnknownJob
 from server import (
     Queue,
     Selection,
+    Stopping,
     Store,
     accounting_lines,
     dependency_verdict,
@@ -1125,6 +1126,22 @@ def test_a_retry_wakes_a_client_on_which_it_has_not_failed(lab):
     lab.queue.stopping = True
     lab.queue._wake_all()
     threads[0].join(10)
+
+
+def test_a_server_that_is_stopping_is_not_asked_again_and_again_by_who_waits(lab):
+    queued, over = lab.add("queued", "over")
+    lab.run(over)
+    lab.queue.stopping = True
+    waiting = (
+        lambda: lab.poll(slots=0),
+        lambda: lab.queue.wait_for_end(str(queued), 5),
+        lambda: lab.queue.follow(str(queued), {}, 5),
+    )
+    for wait in waiting:
+        with pytest.raises(Stopping):
+            wait()
+    assert str(lab.queue.wait_for_end(str(over), 5)) == str(over)
+    assert str(lab.queue.wait_for_end(str(queued), 0)) == str(queued)
 
 
 def test_a_cycle_by_way_of_one_of_many_subjobs_is_refused_for_all_that_are_altered(lab):
