@@ -900,9 +900,9 @@ def read_file(path: str) -> bytes:
         raise JobrunnerError(f"cannot read {path}: {os_words(error)}") from None
 
 
-def os_words(error: OSError) -> str:
-    """What the system says of an error, without the number and the path."""
-    return error.strerror or str(error)
+def os_words(error: Exception) -> str:
+    """What the system says of an error, without the number and the path; of one that says nothing, what it is."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def replace_file(temporary: str, path: str, patience: float = 0.5) -> None:

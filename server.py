@@ -556,7 +556,7 @@ class Store:
         try:
             if batch.lines:
                 self._append(b"\n".join(batch.lines) + b"\n")
-        except OSError as error:
+        except (OSError, MemoryError) as error:  # whatever it is, nobody must be told that it is on disk
             self._failed(batch, error)
         finally:
             with self._mutex:
@@ -577,7 +577,7 @@ class Store:
         os.fsync(self.journal)
         self.journal_bytes += len(data)
 
-    def _failed(self, batch: Batch, error: OSError) -> None:
+    def _failed(self, batch: Batch, error: Exception) -> None:
         """Cuts off what was half written; undoes the batch and the open one, which may have built on it."""
         log.error("store.failed file=%s error=%r", self.journal_path, os_words(error))
         batch.error = DiskFailed(

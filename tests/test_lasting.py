@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import types
+from unittest import mock
 
 import pytest
 from harness import PATIENCE, ROOT, read, until
@@ -457,6 +458,17 @@ def test_a_journal_on_a_read_only_file_system_answers_507_and_goes_on_when_it_ca
     assert journal >= 0 and [str(job) for job in queue.queue.picture()] == ["1"]
     assert queue.add("after") == [4]  # numbers that were refused are not given again
     assert queue.queue.snapshot() is True
+    queue.restart()
+    assert [job.params[-1] for job in queue.queue.picture()] == ["before", "after"]
+
+
+def test_what_there_is_no_memory_to_write_is_not_taken_for_written(queue, monkeypatch):
+    queue.add("before")
+    with monkeypatch.context() as patch:
+        patch.setattr(queue.queue.store, "_append", mock.Mock(side_effect=MemoryError))
+        with pytest.raises(server_module.DiskFailed, match="MemoryError"):
+            queue.add("meanwhile")
+    queue.add("after")
     queue.restart()
     assert [job.params[-1] for job in queue.queue.picture()] == ["before", "after"]
 
