@@ -2937,7 +2937,7 @@ class Queue:
     def _forget_nodes(self, before: float) -> None:
         """Forgets the clients that have been silent since then, and have nothing here."""
         for key, node in list(self.nodes.items()):
-            used = node.polls or node.handed or node.host in self.marks or node.host in self.leased
+            used = node.polls or node.host in self.marks or node.host in self.leased
             if not used and node.last_seen < before:
                 del self.nodes[key]
         hosts = {node.host for node in self.nodes.values()}

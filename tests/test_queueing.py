@@ -1089,6 +1089,16 @@ def test_a_need_that_only_a_host_meets_which_is_offline_is_said_so(lab):
     assert lab.queue.why_queued(lab.job(a)) == why
 
 
+def test_a_client_whose_latest_answer_gave_it_a_job_is_forgotten_too_once_others_have_that(lab):
+    (number,) = lab.add("x")
+    request = {"Hostname": "pc", "Slots": 1, "Poll": 1, "Node": {"Client": "spool", "Slots": 1}}
+    assert len(lab.do("poll", request, lambda: True)["Jobs"]) == 1
+    lab.pass_time(3601)
+    assert lab.state(number) == "Q" and lab.queue.nodes
+    lab.pass_time(31 * 86400)
+    assert not lab.queue.nodes
+
+
 def test_clients_that_nobody_has_heard_of_for_long_and_heaps_in_which_nothing_waits_are_forgotten(lab):
     lab.poll("gone", 0)
     lab.poll("marked", 0)
