@@ -2745,17 +2745,33 @@ class Agent:
         if size == run.log_size and processes is None and self.clock() < run.looked_at + ORPHAN_POLL:
             return
         run.log_size = size
-        notes = read_notes(run.folder)
+        notes = self._notes_just_now(run)
+        if notes is None:
+            return
         if not run.pid and "Pid" in notes:
             self._take_notes(run, notes)  # its keeper was slow to start it
         if "ExitStatus" not in notes and not self.spool.keeper_lives(run.keeper):
-            notes = read_notes(run.folder)  # its last word may have come between
+            notes = self._notes_just_now(run)  # its last word may have come between
+            if notes is None:
+                return
             if "ExitStatus" not in notes:
                 notes = self._unseen_end(run, processes) or notes
         else:
             run.looked_at = self.clock()
         if "ExitStatus" in notes:
             self._over(run.folder, notes)
+
+    def _notes_just_now(self, run: Run) -> Optional[Dict[str, Any]]:
+        """What a run's log says; None = it is there and cannot be read, as while a virus scanner has it, or a disk in the
+        network is away: what it would say of the run's end is waited for."""
+        try:
+            return read_log(run.folder)[0]
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except OSError as error:
+            run.log_size = -1  # looked at again in the next round
+            self._say_once(f"spool.unreadable folder={run.folder}: {os_words(error)}; tried again")
+            return None
 
     def _unseen_end(self, run: Run, processes: Optional[Dict[int, Process]]) -> Optional[Dict[str, Any]]:
         """The end of a run whose keeper is gone: None while its process is there."""
