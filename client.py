@@ -1829,8 +1829,8 @@ class Agent:
             os._exit(3)
 
     def _in_thread(self, what: Callable[[], None]) -> bool:
-        """Does something that can wait in a thread of its own; False if there is none to be had just now, since jobs have
-        all that a user may have."""
+        """Does something that can wait in a thread of its own; False if there is none to be had just now, since jobs
+        have all that a user may have."""
         try:
             threading.Thread(target=self._guarded, args=(what,), daemon=True).start()
             return True
@@ -1990,8 +1990,8 @@ class Agent:
             self.poll_news.notify()
 
     def _running(self) -> List[Dict[str, Any]]:
-        """Every lease this client holds: what runs here, and what is over but not yet acknowledged; also what the server
-        did not want, since the next one takes what is not named for a run that never came here."""
+        """Every lease this client holds: what runs here, and what is over but not yet acknowledged; also what the
+        server did not want, since the next one takes what is not named for a run that never came here."""
         entries, clock = [], self.clock()
         for run in self.runs.values():
             known: Dict[str, Any] = {"Seconds": run.seconds(clock), "Limits": run.limits}
@@ -2762,8 +2762,8 @@ class Agent:
             self._over(run.folder, notes)
 
     def _notes_just_now(self, run: Run) -> Optional[Dict[str, Any]]:
-        """What a run's log says; None = it is there and cannot be read, as while a virus scanner has it, or a disk in the
-        network is away: what it would say of the run's end is waited for."""
+        """What a run's log says; None = it is there and cannot be read, as while a virus scanner has it, or a disk in
+        the network is away: what it would say of the run's end is waited for."""
         try:
             return read_log(run.folder)[0]
         except (FileNotFoundError, NotADirectoryError):
@@ -2852,8 +2852,8 @@ class Agent:
         return batch
 
     def _undelivered(self, batch: List[Tuple[str, Dict[str, Any]]], error: Optional[JobrunnerError] = None) -> None:
-        """Reports that must be sent again; if it was they that were refused, one by one.  Also if the server has no room
-        for them (507): so that requests go on without them, or for all the server knew this client were gone."""
+        """Reports that must be sent again; if it was they that were refused, one by one.  Also if the server has no
+        room for them (507): so that requests go on without them, or for all the server knew this client were gone."""
         with self.lock:
             for folder, _ in batch:
                 self.under_way.pop(folder, None)

@@ -3694,8 +3694,8 @@ def _check_queue_name(name: Any) -> str:
 
 
 def _sift(heap: List[Any], holds: Callable[[Any], bool]) -> None:
-    """Takes out of a heap what does not hold any more, and what is in it twice: jobs that are altered every minute would
-    fill the memory in weeks."""
+    """Takes out of a heap what does not hold any more, and what is in it twice: jobs that are altered every minute
+    would fill the memory in weeks."""
     heap[:] = {entry for entry in heap if holds(entry)}
     heapq.heapify(heap)
 

@@ -755,7 +755,8 @@ def test_all_orphans_are_looked_for_in_one_snapshot_taken_after_their_keeper_die
 def test_a_log_that_cannot_be_read_just_now_is_no_end_that_nobody_saw(tmp_path, monkeypatch):
     (tmp_path / "log").write_text('{"Pid": 99999999}\n{"ExitStatus": 7}\n')
     over = []
-    agent = bare_agent(spool=argparse.Namespace(keeper_lives=lambda name: False), said={}, options=argparse.Namespace(hostname="pc"))
+    spool, options = argparse.Namespace(keeper_lives=lambda name: False), argparse.Namespace(hostname="pc")
+    agent = bare_agent(spool=spool, options=options, said={})
     agent._over = lambda folder, end: over.append(end["ExitStatus"])
     run = client.Run(Job(["a"]), str(tmp_path), 0.0)
     run.pid, run.adopted = 99999999, True
