@@ -1532,6 +1532,7 @@ class Run:
     killed       it was killed, not just asked
     members      {pid: start} of its tree when it was asked to end
     end          {}   how its own process ended, while the rest of its tree is given the time to do so too
+    tried_again  its report, which was refused, has been sent once more, since the server knew the job then
     orphan_since s, awake clock: when its keeper was first known to be gone; None = it is not
     log_size     bytes of its log when it was last read
     follow       {"StdOut": offset, "StdErr": offset} up to where its outputs are streamed; None = nobody reads them
@@ -1554,6 +1555,7 @@ class Run:
         self.killed = False
         self.members: Dict[int, Optional[float]] = {}
         self.end: Optional[Dict[str, Any]] = None
+        self.tried_again = False
         self.looked_at = clock
         self.orphan_since: Optional[float] = None
         self.log_size = -1
@@ -1638,7 +1640,8 @@ def end_report(run: Run, end: Dict[str, Any]) -> Dict[str, Any]:
 
 class Reply(NamedTuple):
     """What a request brought: jobs, signals, whether the reports that went with it were taken, whether the client is to
-    end when it has no jobs any more, how many jobs wait for their time, and a sentence for the log."""
+    end when it has no jobs any more, how many jobs wait for their time, a sentence for the log, and the IDs among those
+    named that are not in the server's database; None = it does not tell."""
 
     jobs: List[Job]
     signals: List[Dict[str, Any]]
@@ -1646,6 +1649,7 @@ class Reply(NamedTuple):
     drain: bool = False
     waiting: int = 0
     warning: str = ""
+    unknown: Optional[Tuple[str, ...]] = None
 
 
 class OurWire:
@@ -1670,6 +1674,7 @@ class OurWire:
                 reply.get("Drain") is True,
                 int(reply.get("Waiting") or 0),
                 reply.get("Warning") or "",
+                tuple(map(str, reply.get("Unknown") or ())),
             )
             return Reply(jobs, list(reply.get("Signals", [])), *told)
         except (BadRequest, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -1894,6 +1899,16 @@ class Agent:
             self.log.exception("client.bug: please report this; the jobs go on, start the client again")
             os._exit(3)
 
+    def _in_thread(self, what: Callable[[], None]) -> bool:
+        """Does something that can wait in a thread of its own; False if there is none to be had just now, since jobs
+        have all that a user may have."""
+        try:
+            threading.Thread(target=self._guarded, args=(what,), daemon=True).start()
+            return True
+        except RuntimeError as error:
+            self.log.warning("client.thread error=%r", str(error))
+            return False
+
     def _until_next(self) -> float:
         """Seconds until the main thread has something to look at; the caller holds the lock."""
         clock, due = self.clock(), [1.0]
@@ -1957,6 +1972,7 @@ class Agent:
                     self._server_away(error, wish["Poll"])
                 continue
             self.away.reset()
+            self._mind_refused(wish["Running"], reply.unknown)
             if reply.warning != self.warning:
                 self.warning = reply.warning
                 if self.warning:
@@ -1984,7 +2000,7 @@ class Agent:
         }
         wish["Wait"] = POLL_WAIT
         if self.options.until_empty:
-            wish["Wait"] = 0.25 if wish["Running"] else 5 if self.more_to_come or self.pause else 0
+            wish["Wait"] = 0.25 if self.runs or self.outbox else 5 if self.more_to_come or self.pause else 0
         self.open_polls.append(self.polls)
         self.poll_at = None
         return wish, self._take_reports() if self.carries_reports else []
@@ -1993,8 +2009,11 @@ class Agent:
         """Sets when to poll again, unless another request is open, which will do."""
         with self.lock:
             self.open_polls.remove(wish["Poll"])
+            self.away_until = 0.0  # also if the other poller was refused meanwhile: the next end is to be told at once
             self.more_to_come = waiting > 0
-            nothing = wish["Slots"] and not wish["Running"] and not got_some and not self.runs and not waiting
+            refused = {report["Lease"] for report in self.refused.values()}  # nobody waits for those
+            busy = self.runs or any(run["Lease"] not in refused for run in wish["Running"])
+            nothing = wish["Slots"] and not busy and not got_some and not waiting
             self.done = self.done or bool(self.options.until_empty and nothing)
             if not self.open_polls:
                 pause = 0.0 if self._free_slots() else HEARTBEAT_DELAY
@@ -2042,7 +2061,8 @@ class Agent:
             self.poll_news.notify()
 
     def _running(self) -> List[Dict[str, Any]]:
-        """Every lease this client holds: what runs here, and what is over but not yet acknowledged."""
+        """Every lease this client holds: what runs here, and what is over but not yet acknowledged; also what the
+        server did not want, since the next one takes what is not named for a run that never came here."""
         entries, clock = [], self.clock()
         for run in self.runs.values():
             known: Dict[str, Any] = {"Seconds": run.seconds(clock), "Limits": run.limits}
@@ -2051,7 +2071,7 @@ class Agent:
             if run.follow is not None:
                 known["Follow"] = True
             entries.append({"ID": run.job.id, "Lease": run.job.lease, **known})
-        for report in self.outbox.values():
+        for report in itertools.chain(self.outbox.values(), self.refused.values()):
             known = {"Seconds": report["Run"].seconds(clock), "Signal": "delete"}
             entries.append({"ID": report["ID"], "Lease": report["Lease"], **known})
         return entries
@@ -2083,10 +2103,28 @@ class Agent:
             self.away_until = self.clock() + pause
             self.open_polls.remove(poll)
             self.poll_at, self.wire = self.away_until, None
-            self.outbox.update(self.refused)  # it may come back with another database
-            self.refused.clear()
+            self._send_again(list(self.refused))  # it may come back with another database
             self.poll_news.notify()
         self.log.warning("server.away error=%r again_in=%.1f running=%d", str(error), pause, len(self.runs))
+
+    def _mind_refused(self, named: List[Dict[str, Any]], unknown: Optional[Tuple[str, ...]]) -> None:
+        """The right server may have taken the place of a wrong one unseen: between two requests, or while this machine
+        slept.  A report of a job that the server knows is tried once more."""
+        with self.lock:
+            names = {run["ID"] for run in named} if self.refused else set()
+            for folder, report in list(self.refused.items()) if unknown is not None else ():
+                if report["ID"] in unknown:
+                    report["Run"].tried_again = False
+                elif report["ID"] in names and not report["Run"].tried_again:
+                    report["Run"].tried_again = True
+                    self._send_again([folder])
+
+    def _send_again(self, folders: List[str]) -> None:
+        """Puts reports that were refused back among those to be sent; the caller holds the lock."""
+        for folder in folders:
+            self.outbox[folder] = self.refused.pop(folder)
+            self._slot_freed()
+            self.report_news.notify()
 
     def _is_a_copy(self, client: str, error: JobrunnerError, poll: int) -> None:
         """Another client goes by our id: our spool, or its, is a copy.  Its runs stay ours, by their leases."""
@@ -2608,11 +2646,12 @@ class Agent:
         """Removes outputs that are old enough; not before the runs here are known."""
         if self.options.keep_output and self.clock() >= self.swept_at + SWEEP:
             self.swept_at = self.clock()
-            threading.Thread(target=self._guarded, args=(self._sweep,), daemon=True).start()
+            self._in_thread(self._sweep)
 
     def _sweep(self) -> None:
         with self.lock:
-            runs = list(self.runs.values()) + [report["Run"] for report in self.outbox.values()]
+            reports = list(self.outbox.values()) + list(self.refused.values())
+            runs = list(self.runs.values()) + [report["Run"] for report in reports]
             needed = [path for run in runs for path in run.outputs.values()]
         try:
             removed = self.spool.sweep(self.wall() - self.options.keep_output, needed)
@@ -2629,8 +2668,9 @@ class Agent:
             if run.follow is None and run.outputs:
                 run.follow, run.follow_at = {}, -1e9
             if not self.following:
-                self.following = True
-                threading.Thread(target=self._guarded, args=(self._follow_loop,), daemon=True).start()
+                self.following = self._in_thread(self._follow_loop)
+                if not self.following:
+                    run.follow = None  # the server will say it again
 
     def _follow_loop(self) -> None:
         """Ends when nobody reads any more."""
@@ -2788,17 +2828,33 @@ class Agent:
         if size == run.log_size and processes is None and self.clock() < run.looked_at + ORPHAN_POLL:
             return
         run.log_size = size
-        notes = read_notes(run.folder)
+        notes = self._notes_just_now(run)
+        if notes is None:
+            return
         if not run.pid and "Pid" in notes:
             self._take_notes(run, notes)  # its keeper was slow to start it
         if "ExitStatus" not in notes and not self.spool.keeper_lives(run.keeper):
-            notes = read_notes(run.folder)  # its last word may have come between
+            notes = self._notes_just_now(run)  # its last word may have come between
+            if notes is None:
+                return
             if "ExitStatus" not in notes:
                 notes = self._unseen_end(run, processes) or notes
         else:
             run.looked_at = self.clock()
         if "ExitStatus" in notes:
             self._over(run.folder, notes)
+
+    def _notes_just_now(self, run: Run) -> Optional[Dict[str, Any]]:
+        """What a run's log says; None = it is there and cannot be read, as while a virus scanner has it, or a disk in
+        the network is away: what it would say of the run's end is waited for."""
+        try:
+            return read_log(run.folder)[0]
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except OSError as error:
+            run.log_size = -1  # looked at again in the next round
+            self._say_once(f"spool.unreadable folder={run.folder}: {os_words(error)}; tried again")
+            return None
 
     def _unseen_end(self, run: Run, processes: Optional[Dict[int, Process]]) -> Optional[Dict[str, Any]]:
         """The end of a run whose keeper is gone: None while its process is there."""
@@ -2879,11 +2935,12 @@ class Agent:
         return batch
 
     def _undelivered(self, batch: List[Tuple[str, Dict[str, Any]]], error: Optional[JobrunnerError] = None) -> None:
-        """Reports that must be sent again; if it was they that were refused, one by one."""
+        """Reports that must be sent again; if it was they that were refused, one by one.  Also if the server has no
+        room for them (507): so that requests go on without them, or for all the server knew this client were gone."""
         with self.lock:
             for folder, _ in batch:
                 self.under_way.pop(folder, None)
-            if batch and isinstance(error, ServerRefused) and error.status in (400, 413):
+            if batch and isinstance(error, ServerRefused) and error.status in (400, 413, 507):
                 self.one_by_one, self.carries_reports = True, False
             self.report_news.notify()
 

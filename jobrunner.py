@@ -908,9 +908,9 @@ def read_file(path: str) -> bytes:
         raise JobrunnerError(f"cannot read {path}: {os_words(error)}") from None
 
 
-def os_words(error: OSError) -> str:
-    """What the system says of an error, without the number and the path."""
-    return error.strerror or str(error)
+def os_words(error: Exception) -> str:
+    """What the system says of an error, without the number and the path; of one that says nothing, what it is."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def replace_file(temporary: str, path: str, patience: float = 0.5) -> None:
@@ -2707,8 +2707,8 @@ def _wait_for(api: ServerApi, names: List[str], seconds: float = float("inf")) -
             left = deadline - time.monotonic()
             try:
                 job = _ask(api, "/job", query={"id": name, "wait": -int(-min(50, max(0, left)) // 1)}, timeout=90)
-            except ServerAway as error:
-                if left <= 0 or isinstance(error, NotTrusted):
+            except (ServerAway, ServerRefused) as error:
+                if error.status != 503 or left <= 0 or isinstance(error, NotTrusted):  # 503: it stops, or has no room
                     raise
                 _warn(f"{error}; waiting for it")
                 time.sleep(min(5, left))
@@ -2885,8 +2885,8 @@ def _next_output(api: ServerApi, asked: Record) -> Tuple[Record, bool]:
     while True:
         try:
             return _ask(api, "/output", query=asked, timeout=90), was_away
-        except ServerAway as error:
-            if not asked["run"] or isinstance(error, NotTrusted):
+        except (ServerAway, ServerRefused) as error:
+            if error.status != 503 or not asked["run"] or isinstance(error, NotTrusted):
                 raise
             _warn(f"{error}; waiting for it")
             was_away = True

@@ -143,6 +143,7 @@ SURELY_STARTED = 10  # s after its lease that a job which has not been reported 
 MAX_EARLIER = 8  # runs of a job, given up as lost, that are remembered
 CLOCK_JUMP = 5  # s between two looks that make it a clock somebody has set
 MAX_HISTORY = 50  # lines kept of a job's history
+MOST_STALE = 10000  # entries of a heap that may be out of date, beyond as many as hold
 OUTPUT_TAIL = 64 * 1024  # bytes of each output that a report, or a piece of what is followed, may bring
 FOLLOWED_BYTES = 4 * OUTPUT_TAIL  # kept of each output that somebody follows
 FOLLOW_FOR = 30  # s after the latest read that a client still sends what its job prints
@@ -340,6 +341,9 @@ class Stopping(JobrunnerError):
 
     status = 503
 
+    def __init__(self) -> None:
+        super().__init__("the server is stopping: try again when it is back")
+
 
 Report = Tuple[Dict[str, Any], str, str, str, str]  # as it came, kind, ID, Lease, Hostname
 Changes = List[Tuple[Any, Any]]  # of jobs, arrays and named queues: what there was, what there is
@@ -512,7 +516,7 @@ class Store:
         line = to_json(entry)
         with self._mutex:
             if self.closed:
-                raise Stopping("the server is stopping: try again when it is back")
+                raise Stopping
             batch = self._open
             batch.lines.append(line)
             batch.changes.extend(changes)
@@ -552,7 +556,7 @@ class Store:
         try:
             if batch.lines:
                 self._append(b"\n".join(batch.lines) + b"\n")
-        except OSError as error:
+        except (OSError, MemoryError) as error:  # whatever it is, nobody must be told that it is on disk
             self._failed(batch, error)
         finally:
             with self._mutex:
@@ -573,7 +577,7 @@ class Store:
         os.fsync(self.journal)
         self.journal_bytes += len(data)
 
-    def _failed(self, batch: Batch, error: OSError) -> None:
+    def _failed(self, batch: Batch, error: Exception) -> None:
         """Cuts off what was half written; undoes the batch and the open one, which may have built on it."""
         log.error("store.failed file=%s error=%r", self.journal_path, os_words(error))
         batch.error = DiskFailed(
@@ -1700,6 +1704,12 @@ class Queue:
         clean = self.snapshot()
         self.store.close(clean)
 
+    def _refuse_waiting(self) -> None:
+        """Raises Stopping while that is so: who came to wait would be sent home at once, and be back at once, again and
+        again, as long as the snapshot takes."""
+        if self.stopping:
+            raise Stopping
+
     def snapshot(self) -> bool:
         """Writes the snapshot; False if it cannot be, which loses nothing: the journals stay."""
         with self.snapshot_lock:
@@ -1851,6 +1861,7 @@ class Queue:
             wish = wish._replace(wait=0)  # their acknowledgement is something to say
         deadline = time.monotonic() + wish.wait
         with self.lock:
+            self._refuse_waiting()
             node, mine, signals, reported, taken = self._take_in(wish, reports)
             batch = self.store.unwritten()
         jobs: List[Job] = []
@@ -1881,6 +1892,9 @@ class Queue:
         # the second could be.  What was leased then is found out by the client's next request (_settle_polls).
         self.store.wait(taken)
         reply = {"Jobs": [job.but(earlier=[]).to_record() for job in jobs], "Signals": signals, "Drain": drain}
+        unknown = [job_id for job_id, _, _ in wish.running if job_id not in self.jobs]
+        if unknown:
+            reply["Unknown"] = unknown
         if node.alike:
             reply["Warning"] = node.alike
         if wish.info.get("UntilEmpty"):
@@ -2422,9 +2436,10 @@ class Queue:
         self, name: str, after: Dict[str, int], wait: float, run: int = 0
     ) -> Tuple[Job, Dict[str, Tuple[int, bytes]]]:
         """The job, and what it has printed from those bytes of run `run` on, or of another run from its beginning, as soon
-        as there is some, or the job is over, or `wait` s have passed; raises UnknownJob."""
+        as there is some, or the job is over, or `wait` s have passed; raises UnknownJob, Stopping."""
         deadline = time.monotonic() + wait
         with self.lock:
+            self._refuse_waiting()
             job = self._find(name)
             if isinstance(job, Array):
                 raise UnknownJob(
@@ -2926,7 +2941,7 @@ class Queue:
     def _forget_nodes(self, before: float) -> None:
         """Forgets the clients that have been silent since then, and have nothing here."""
         for key, node in list(self.nodes.items()):
-            used = node.polls or node.handed or node.host in self.marks or node.host in self.leased
+            used = node.polls or node.host in self.marks or node.host in self.leased
             if not used and node.last_seen < before:
                 del self.nodes[key]
         hosts = {node.host for node in self.nodes.values()}
@@ -3069,11 +3084,12 @@ class Queue:
         return [self.jobs[i] for i in (array.members.values() if array else [self.numbers[number]])]
 
     def wait_for_end(self, name: str, seconds: float) -> Union[Job, Array]:
-        """The job or array, once it is finished or the time is over."""
+        """The job or array, once it is finished or the time is over; raises UnknownJob, Stopping."""
         with self.lock:
             thing, event = self._find(name), threading.Event()
-            if _is_over(thing) or seconds <= 0 or self.stopping:
+            if _is_over(thing) or seconds <= 0:
                 return thing
+            self._refuse_waiting()
             key = thing.id if isinstance(thing, Job) else thing.spec.id
             self.watchers.setdefault(key, []).append(event)
         event.wait(seconds)
@@ -3316,16 +3332,19 @@ class Queue:
         if new.state is State.QUEUED:
             entry, need = _order(new), self._need(new)
             if old is None or old.state is not State.QUEUED or _order(old) != entry or self._need(old) != need:
-                heapq.heappush(self.ready.setdefault(need, []), entry)
+                heap = self.ready.setdefault(need, [])
+                heapq.heappush(heap, entry)
+                if len(heap) > 2 * self.counts[State.QUEUED] + MOST_STALE:
+                    _sift(heap, lambda entry: self._waits_here(need, entry))
         elif new.state is State.RUNNING:
             self.leased.setdefault(new.host, {})[new.id] = None
             # a lease that is renewed needs no alarm of its own: the one there is asks again when it goes off
             before = old.expiry if old and old.state is State.RUNNING else None
             if new.expiry is not None and (before is None or new.expiry < before):
-                heapq.heappush(self.alarms, (new.expiry, new.id))
+                self._set_alarm(new.expiry, new.id)
         elif new.state is State.WAITING:
             if old is None or old.state is not State.WAITING or old.start_after != new.start_after:
-                heapq.heappush(self.alarms, (new.start_after or 0, new.id))
+                self._set_alarm(new.start_after or 0, new.id)
         elif new.state is State.HELD:
             if new.refused_by and not new.hold and not new.depend:
                 self.refused[new.id] = None
@@ -3335,6 +3354,17 @@ class Queue:
         elif old is not None:
             self._count_end()
         return new
+
+    def _set_alarm(self, moment: float, job_id: str) -> None:
+        heapq.heappush(self.alarms, (moment, job_id))
+        if len(self.alarms) > 2 * (self.counts[State.RUNNING] + self.counts[State.WAITING]) + MOST_STALE:
+            _sift(self.alarms, self._is_set)
+
+    def _is_set(self, alarm: Tuple[float, str]) -> bool:
+        """False for an alarm that has nothing to wake: its job is over, say, or waits for another time."""
+        job = self.jobs.get(alarm[1])
+        waits = job is not None and job.state is State.WAITING and (job.start_after or 0) == alarm[0]
+        return waits or (job is not None and job.state is State.RUNNING)
 
     def _meet_queue(self, job: Job) -> None:
         """A queue that the database says nothing of: it is by hand, or by a version that knew no queues; or the queue
@@ -3665,6 +3695,13 @@ def _check_queue_name(name: Any) -> str:
     if not isinstance(name, str) or not re.match(r"[A-Za-z_][\w.-]{0,63}\Z", name, re.ASCII):
         raise BadRequest(f"{name!r} is no name for a queue: use letters, digits, _, - and ., a letter first")
     return name
+
+
+def _sift(heap: List[Any], holds: Callable[[Any], bool]) -> None:
+    """Takes out of a heap what does not hold any more, and what is in it twice: jobs that are altered every minute
+    would fill the memory in weeks."""
+    heap[:] = {entry for entry in heap if holds(entry)}
+    heapq.heapify(heap)
 
 
 def _order(job: Job) -> Tuple[int, int, int, str]:
@@ -5491,7 +5528,11 @@ def run_until_stopped(server: Server, archive: Optional["Archive"]) -> None:
             log.error("queue.tick error=%r", str(error))
         if queue.snapshot_due() and not (snapshots and snapshots.is_alive()):
             snapshots = threading.Thread(target=queue.snapshot)
-            snapshots.start()
+            try:
+                snapshots.start()
+            except RuntimeError as error:  # all that a user may have, in a container say, serve connections just now
+                queue.snapshot_time = time.monotonic()  # not again at once
+                log.error("queue.thread error=%r: the journal is kept, and the snapshot is made later", str(error))
 
 
 def tokens_wanted(options: argparse.Namespace) -> bool:

@@ -632,6 +632,58 @@ def test_a_server_that_is_started_on_another_database_by_mistake_ends_nothing_an
     assert sorted(read(lab.path("runs")).split()) == ["a", "b"]
 
 
+def test_a_result_that_the_wrong_server_did_not_want_is_not_lost_where_the_right_one_takes_its_place_unseen(lab):
+    server = lab.server()
+    client = lab.client(server, max_jobs=1)
+    (number,) = server.add(shell(STEP, "a", lab.path("a"), "7"))
+    until(lambda: read(lab.path("runs")), "it to run")
+    server.kill()
+    other = lab.server(db="other.json", port=server.port)
+    lab.write("a", "")
+    until(lambda: "report.refused" in lab.log("client.py.log"), "its report to be refused")
+    until(lambda: "is not in this database" in str(other.get("/nodes")), "the next request")
+    client.send_signal(signal.SIGSTOP)  # its machine sleeps
+    other.kill()
+    server = lab.server(port=server.port)
+    client.send_signal(signal.SIGCONT)
+    assert server.over(*server.add(["true"]))["Status"] == "finished"
+    job = server.over(number)
+    assert (job["Status"], job["ExitStatus"], job["RunCount"], read(lab.path("runs"))) == ("failed", 7, 1, "a\n")
+    until(lambda: not folders(lab), "the folder to go")
+
+
+def test_a_client_that_is_to_end_when_nothing_is_left_does_not_wait_for_what_the_server_did_not_want(lab):
+    server = lab.server()
+    client = lab.client(server, max_jobs=1)
+    server.add(shell(STEP, "a", lab.path("a"), "7"))
+    until(lambda: read(lab.path("runs")), "it to run")
+    server.kill()
+    client.kill()
+    client.wait()
+    other = lab.server(db="other.json", port=server.port)
+    lab.write("a", "")
+    client = lab.client(other, "--until-empty", max_jobs=1)
+    assert client.wait(PATIENCE) == 0
+    assert "report.refused" in lab.log("client.py.log") and len(folders(lab)) == 1
+
+
+def test_a_client_whose_reports_the_server_has_no_room_for_is_heard_and_told_all_the_same(lab):
+    server = lab.server()
+    lab.client(server, max_jobs=2)
+    numbers = server.add(*[shell(f"echo said; {STEP}", name, lab.path(name), "7") for name in ("a", "b")])
+    until(lambda: len(read(lab.path("runs")).split()) == 2, "both to run")
+    lab.write("jobs.json.output", "")  # no folder, so outputs cannot be kept there
+    lab.write("a", "")
+    until(lambda: "cannot write" in lab.log("client.py.log"), "its report not to be taken")
+    assert server.post("/delete", {"IDs": [str(numbers[1])]})[0] == 200
+    until(lambda: "job.end" in lab.log("client.py.log"), "the other to be told to end")
+    assert server.job(numbers[0])["State"] == "R"
+    os.remove(lab.path("jobs.json.output"))
+    jobs = [server.over(number) for number in numbers]
+    assert [(job["Status"], job["RunCount"]) for job in jobs] == [("failed", 1), ("deleted", 1)]
+    assert (jobs[0]["ExitStatus"], qcat(server, numbers[0])) == (7, b"said\n")
+
+
 def test_a_client_whose_server_is_not_there_keeps_trying(lab):
     port = free_port()
     client = lab.client(f"127.0.0.1:{port}")

@@ -15,7 +15,7 @@ import types
 
 import pytest
 
-from harness import PATIENCE, ROOT, Lab, alive, until
+from harness import PATIENCE, ROOT, FakeServer, Lab, alive, until
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the jobs here are sh: Windows has a file of its own")
 
@@ -390,6 +390,23 @@ def test_qwait_is_not_0_for_a_job_whose_status_no_program_can_exit_with(desk, pa
     (number,) = desk.server.add(params)
     code, out, err = desk.lab.command("qwait", number, server=desk.server)
     assert 0 < code < 256 and code != 2 and out + err == ""
+
+
+@pytest.mark.parametrize("command", [("qwait", "1"), ("qcat", "-f", "1")], ids=" ".join)
+def test_who_waits_for_a_job_waits_on_where_the_server_has_no_room_or_is_just_stopping(lab, command):
+    class Busy(FakeServer):
+        times, over = 1, {"State": "F", "Status": "failed", "ExitStatus": 3, "Host": "pc", "Run": 1, "Original": False}
+
+        def reply(self, *_):
+            self.times += 1
+            if self.times == 3:
+                return 503, b'{"Error": "the server is stopping"}'
+            piece = {"State": "R", "StdOut": {"At": 0, "Text": "x", "Next": 1}} if self.times == 2 else {}
+            return 200, json.dumps({**self.over, **piece}).encode()
+
+    code, out, err = lab.command(*command, server=Busy())
+    assert (code, out) == ((3, "") if command[0] == "qwait" else (0, "x"))
+    assert "the server is stopping; waiting for it" in err
 
 
 def test_qwait_gives_up_after_its_timeout(desk, queued):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from unittest import mock
 
 import pytest
 
@@ -709,6 +710,7 @@ def bare_agent(**more):
     agent = client.Agent.__new__(client.Agent)
     agent.log, agent.lock, agent.clock = logging.getLogger("test"), threading.RLock(), time.monotonic
     agent.tools, agent.runs, agent.ordering = client.LinuxTools(agent.log), {}, threading.Lock()
+    agent.refused = {}
     vars(agent).update(more)
     return agent
 
@@ -787,6 +789,22 @@ def test_all_orphans_are_looked_for_in_one_snapshot_taken_after_their_keeper_die
     assert len(taken) == 4
 
 
+def test_a_log_that_cannot_be_read_just_now_is_no_end_that_nobody_saw(tmp_path, monkeypatch):
+    (tmp_path / "log").write_text('{"Pid": 99999999}\n{"ExitStatus": 7}\n')
+    over = []
+    spool, options = argparse.Namespace(keeper_lives=lambda name: False), argparse.Namespace(hostname="pc")
+    agent = bare_agent(spool=spool, options=options, said={})
+    agent._over = lambda folder, end: over.append(end["ExitStatus"])
+    run = client.Run(Job(["a"]), str(tmp_path), 0.0)
+    run.pid, run.adopted = 99999999, True
+    with monkeypatch.context() as scanned:
+        scanned.setattr(client, "open", mock.Mock(side_effect=PermissionError(13, "Permission denied")), raising=False)
+        agent._look_at_adopted(run, {})
+    assert over == []
+    agent._look_at_adopted(run)
+    assert over == [7]
+
+
 # -- what is not for jobs ---------------------------------------------------------------------------------------------
 
 
@@ -842,6 +860,19 @@ def test_a_client_that_ends_says_farewell(lab, desk):
     assert server.requests[-1]["Node"]["Stopped"] is True and server.requests[-1]["Slots"] == 0
 
 
+def test_a_client_that_can_have_no_thread_goes_on_and_streams_when_it_is_told_again(monkeypatch):
+    agent = bare_agent(following=False)
+    run = client.Run(Job(["a"]), "folder", 0.0)
+    run.outputs = {"StdOut": "out"}
+    with monkeypatch.context() as none_left:
+        none_left.setattr(threading.Thread, "start", mock.Mock(side_effect=RuntimeError("can't start new thread")))
+        agent._follow(run)
+    assert (agent.following, run.follow) == (False, None)
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: None)
+    agent._follow(run)
+    assert (agent.following, run.follow) == (True, {})
+
+
 def test_with_its_farewell_a_client_gives_back_what_came_while_it_was_being_stopped(tmp_path):
     sent = []
     wire = argparse.Namespace(one_at_a_time=False, request=lambda wish, reports, timeout: (
@@ -855,6 +886,20 @@ def test_with_its_farewell_a_client_gives_back_what_came_while_it_was_being_stop
     ((running, reports),) = sent
     assert [entry["ID"] for entry in running] == ["x"] == [report["ID"] for report in reports]
     assert (reports[0]["Status"], agent.outbox) == ("released", {})
+
+
+@pytest.mark.parametrize("answers, sent_again", [
+    ([("x",)], [False]), ([()], [True]), ([None], [False]), ([None, ()], [False, True]), ([(), ()], [True, False]),
+    ([(), ("x",), ()], [True, False, True]),
+])  # fmt: skip
+def test_a_report_that_was_refused_is_sent_once_more_to_a_server_that_says_it_knows_the_job(answers, sent_again):
+    agent = bare_agent(outbox={}, poll_at=None, away_until=0.0)
+    agent.poll_news = agent.report_news = threading.Condition(agent.lock)
+    run = client.Run(Job(["a"]), "folder", 0.0)
+    for unknown, again in zip(answers, sent_again):
+        agent.refused, agent.outbox = {"folder": {"ID": "x", "Lease": "l", "Run": run}}, {}
+        agent._mind_refused(agent._running(), unknown)
+        assert (list(agent.outbox), list(agent.refused)) == (["folder"], [])[:: 1 if again else -1]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="a small disk is mounted, which takes root")

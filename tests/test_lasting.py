@@ -12,6 +12,8 @@ import stat
 import subprocess
 import sys
 import threading
+import types
+from unittest import mock
 
 import pytest
 from harness import PATIENCE, ROOT, read, until
@@ -286,6 +288,29 @@ def test_kills_at_any_moment_lose_no_job_between_queue_and_archive(lab):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# No threads to be had
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_can_have_no_thread_for_its_snapshot_goes_on_and_makes_it_later(queue, monkeypatch):
+    queue.add("x")
+    start_thread, refused, looks = threading.Thread.start, [], []
+
+    def start_second(thread):
+        if not refused:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        start_thread(thread)
+        thread.join()
+
+    monkeypatch.setattr(threading.Thread, "start", start_second)
+    monkeypatch.setattr(server_module, "IDLE_SNAPSHOT", -1)
+    stop = types.SimpleNamespace(wait=lambda seconds: looks.append(seconds) or len(looks) > 2)
+    server_module.run_until_stopped(types.SimpleNamespace(queue=queue.queue, stop=stop), None)
+    assert refused and queue.queue.store.snapshot_bytes > 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # A clock that is set
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -433,6 +458,17 @@ def test_a_journal_on_a_read_only_file_system_answers_507_and_goes_on_when_it_ca
     assert journal >= 0 and [str(job) for job in queue.queue.picture()] == ["1"]
     assert queue.add("after") == [4]  # numbers that were refused are not given again
     assert queue.queue.snapshot() is True
+    queue.restart()
+    assert [job.params[-1] for job in queue.queue.picture()] == ["before", "after"]
+
+
+def test_what_there_is_no_memory_to_write_is_not_taken_for_written(queue, monkeypatch):
+    queue.add("before")
+    with monkeypatch.context() as patch:
+        patch.setattr(queue.queue.store, "_append", mock.Mock(side_effect=MemoryError))
+        with pytest.raises(server_module.DiskFailed, match="MemoryError"):
+            queue.add("meanwhile")
+    queue.add("after")
     queue.restart()
     assert [job.params[-1] for job in queue.queue.picture()] == ["before", "after"]
 

@@ -16,6 +16,7 @@ from jobrunner import BadRequest, BadState, State, UnknownJob
 from server import (
     Queue,
     Selection,
+    Stopping,
     Store,
     accounting_lines,
     dependency_verdict,
@@ -135,6 +136,22 @@ def test_the_queues_priority_comes_before_the_jobs_and_that_before_number_and_in
     if restarted:
         lab.restart()
     assert lab.order() == ["urgent", "high", "first", "second", "1", "2", "3", "low", "later"]
+
+
+def test_jobs_that_are_altered_for_months_take_no_more_memory_and_keep_their_order_and_their_times(lab, monkeypatch):
+    monkeypatch.setattr(server_module, "MOST_STALE", 10)
+    jobs, late = lab.add("a", "b", "c"), lab.add("d", "e")
+    for day in range(100):
+        for place, number in enumerate(jobs):
+            lab.verb("alter", number, wish={"Priority": (day + place) % 7})
+        for number in late:
+            lab.verb("alter", number, wish={"StartAfter": server_module.format_time(lab.moment + 1000 + day % 7)})
+    assert sum(map(len, lab.queue.ready.values())) <= 2 * 3 + 10 and len(lab.queue.alarms) <= 2 * 2 + 10
+    assert lab.order() == ["c", "b", "a"]  # 3, 2 and 1
+    lab.pass_time(1000)
+    assert lab.order() == []
+    lab.pass_time(1)
+    assert lab.order() == ["d", "e"]
 
 
 def test_a_priority_altered_while_it_waits_moves_a_job(lab):
@@ -1080,6 +1097,16 @@ def test_a_need_that_only_a_host_meets_which_is_offline_is_said_so(lab):
     assert lab.queue.why_queued(lab.job(a)) == why
 
 
+def test_a_client_whose_latest_answer_gave_it_a_job_is_forgotten_too_once_others_have_that(lab):
+    (number,) = lab.add("x")
+    request = {"Hostname": "pc", "Slots": 1, "Poll": 1, "Node": {"Client": "spool", "Slots": 1}}
+    assert len(lab.do("poll", request, lambda: True)["Jobs"]) == 1
+    lab.pass_time(3601)
+    assert lab.state(number) == "Q" and lab.queue.nodes
+    lab.pass_time(31 * 86400)
+    assert not lab.queue.nodes
+
+
 def test_clients_that_nobody_has_heard_of_for_long_and_heaps_in_which_nothing_waits_are_forgotten(lab):
     lab.poll("gone", 0)
     lab.poll("marked", 0)
@@ -1117,6 +1144,22 @@ def test_a_retry_wakes_a_client_on_which_it_has_not_failed(lab):
     lab.queue.stopping = True
     lab.queue._wake_all()
     threads[0].join(10)
+
+
+def test_a_server_that_is_stopping_is_not_asked_again_and_again_by_who_waits(lab):
+    queued, over = lab.add("queued", "over")
+    lab.run(over)
+    lab.queue.stopping = True
+    waiting = (
+        lambda: lab.poll(slots=0),
+        lambda: lab.queue.wait_for_end(str(queued), 5),
+        lambda: lab.queue.follow(str(queued), {}, 5),
+    )
+    for wait in waiting:
+        with pytest.raises(Stopping):
+            wait()
+    assert str(lab.queue.wait_for_end(str(over), 5)) == str(over)
+    assert str(lab.queue.wait_for_end(str(queued), 0)) == str(queued)
 
 
 def test_a_cycle_by_way_of_one_of_many_subjobs_is_refused_for_all_that_are_altered(lab):
