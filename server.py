@@ -1892,7 +1892,7 @@ class Queue:
         # the second could be.  What was leased then is found out by the client's next request (_settle_polls).
         self.store.wait(taken)
         reply = {"Jobs": [job.but(earlier=[]).to_record() for job in jobs], "Signals": signals, "Drain": drain}
-        unknown = [job_id for job_id, _, _ in wish.running if job_id not in self.jobs]
+        unknown = self._strangers(wish.running)
         if unknown:
             reply["Unknown"] = unknown
         if node.alike:
@@ -1939,7 +1939,7 @@ class Queue:
         What is not in the database goes on: the server may have been started on a wrong or an old one by mistake.
         """
         signals, moment = [], self.clock()
-        self._note_strangers(node, [job_id for job_id, _, _ in running if job_id not in self.jobs])
+        self._note_strangers(node, self._strangers(running))
         node.named, node.seconds, node.named_at = {}, {}, moment
         for job_id, lease, known in running:
             job = self.jobs.get(job_id)
@@ -1957,6 +1957,10 @@ class Queue:
             elif job and known != "delete":
                 signals.append(_stop_signal(job_id, job))
         return signals
+
+    def _strangers(self, running: List[Tuple[str, str, str]]) -> List[str]:
+        """The IDs among what a client names that are not in the database."""
+        return [job_id for job_id, _, _ in running if job_id not in self.jobs]
 
     def _note_strangers(self, node: Node, strangers: List[str]) -> None:
         before, node.strangers = node.strangers, ""
