@@ -67,7 +67,7 @@ def test_from_qsub_to_a_clean_stop_all_works_with_this_python_on_the_server_and_
     server_python, client_python = python(on_server), python(on_client)
     # with an input that does not end: a thread that waits for it must be in nobody's way
     server = lab.server("--until-eof", stdin=subprocess.PIPE, python=server_python)
-    flags = ("--kill-delay", "0.5", "--hostname", "pc")
+    flags = ("--kill-delay", "4", "--hostname", "pc")  # a busy machine takes a while to end what obeys TERM
     client = lab.client(server, *flags, max_jobs=8, python=client_python)
 
     def command(*words, python=client_python, code=0):
